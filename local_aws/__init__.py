@@ -1,0 +1,1 @@
+"""AWS on this machine: the emulator, PostgreSQL, and processes for containers."""
