@@ -83,7 +83,7 @@ class Postgres:
             self._init()
         deadline = time.monotonic() + 30
         while True:
-            port = _free_port()
+            port = free_port()
             process = self._launch(port, with_parent=with_parent)
             while process.poll() is None:
                 if self._ready():
@@ -104,7 +104,7 @@ class Postgres:
         pid = self.pid
         os.kill(pid, signal.SIGINT)
         deadline = time.monotonic() + 10
-        while _alive(pid):
+        while alive(pid):
             if time.monotonic() > deadline:
                 os.kill(pid, signal.SIGQUIT)
                 deadline = float("inf")
@@ -230,19 +230,20 @@ def _unprivileged(with_parent: bool = False) -> list[str]:
     return [*command, "--"] if len(command) > 1 else []
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port on loopback that is free now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether the process lives; a child of ours that has ended is waited for."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    # A child of ours that has ended stays a zombie until it is waited for.
     try:
         return os.waitpid(pid, os.WNOHANG) == (0, 0)
     except ChildProcessError:

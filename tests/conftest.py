@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,11 @@ import psycopg2.extensions
 import pytest
 
 from local_aws.postgres import HOST, Postgres
+
+# Read when aws_cdk is imported: the Node of this environment, and no rule engine (seconds in each process).
+os.environ.setdefault("JSII_NODE", str(Path(sys.executable).parent / "node"))
+os.environ.setdefault("JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION", "true")
+os.environ.setdefault("CDK_VALIDATION", "false")
 
 
 @dataclass(frozen=True)

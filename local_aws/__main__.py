@@ -1,0 +1,106 @@
+"""``python -m local_aws deploy | tour | destroy``: what ``make deploy-local`` and its sisters run."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import shutil
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from local_aws import tour
+from local_aws.machine import CLONE, LocalAws, LocalAwsError
+from local_aws.postgres import PostgresError
+
+LOCAL = CLONE / ".local"
+KEPT_TEMPLATE = LOCAL / "deployed" / "DevStack.template.json"
+
+
+def deploy(aws: LocalAws) -> None:
+    """Run the real ``cdk deploy DevStack`` and say what there is now."""
+    print("Starting the local AWS and PostgreSQL ...", flush=True)
+    print(f"The local AWS {'has started' if aws.start() else 'was running'} at {aws.endpoint}.", flush=True)
+    before = (aws.last_updated("DevStack"), aws.tasks_started("dev-migration-task"))
+    print("cdk deploy DevStack ...", flush=True)
+    if aws.deploy("DevStack").returncode:
+        raise LocalAwsError("cdk deploy failed: the reason stands above; mend it and run `make deploy-local` again")
+    KEPT_TEMPLATE.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(aws.root / "cdk.out" / "DevStack.template.json", KEPT_TEMPLATE)
+    after = (aws.last_updated("DevStack"), aws.tasks_started("dev-migration-task"))
+    print()
+    if after == before:
+        print("Nothing had changed: DevStack was not touched, and no migration task was started.")
+    else:
+        print(f"Migration tasks started: {after[1] - before[1]}.")
+    for line in summary(aws):
+        print(line)
+
+
+def summary(aws: LocalAws) -> list[str]:
+    """The stacks, the schema, the service and what to do next, as a person reads them."""
+    lines = [f"{stack:<13} {aws.stack_status(stack)}" for stack in ("DevDataStack", "DevStack")]
+    with closing(aws.postgres.connect("inventory")) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT version_num FROM alembic_version")
+        lines.append(f"{'schema':<13} {', '.join(row[0] for row in cursor.fetchall())}")
+        for table in ("parent_items", "child_items"):
+            cursor.execute(
+                "SELECT string_agg(attname, ', ' ORDER BY attnum) FROM pg_attribute"
+                " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+                (table,),
+            )
+            row = cursor.fetchone()
+            lines.append(f"{table:<13} {row[0] if row else None}")
+    url = aws.service_url()
+    return [
+        *lines,
+        f"{'service':<13} {url}",
+        "",
+        "Try next:",
+        f"  curl -s {url}/parents        what the service answers",
+        "  make tour                                    the rename, a failing migration, a code-only release",
+        "  make destroy-local                           remove all of it",
+    ]
+
+
+def main() -> int:
+    """Run one command; the exit code is 0, 1 when it failed, 130 when it was interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m local_aws", description="AWS on this machine, without Docker.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("deploy", help="cdk deploy DevStack")
+    commands.add_parser("tour", help="a release, a rename, a failing migration, a code-only release")
+    commands.add_parser("destroy", help="end every process and remove every file")
+    command = parser.parse_args().command
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    aws = LocalAws(LOCAL / "aws")
+    try:
+        if command == "destroy":
+            for machine in (aws, LocalAws(LOCAL / "tour" / "aws")):
+                with machine.exclusively():
+                    machine.destroy()
+            shutil.rmtree(LOCAL, ignore_errors=True)
+            print("The local AWS is gone: no process of it runs, and its files are removed.")
+        elif command == "tour":
+            machine = LocalAws(LOCAL / "tour" / "aws")
+            with machine.exclusively():
+                tour.run(machine, LOCAL / "tour" / "app")
+        else:
+            with aws.exclusively():
+                deploy(aws)
+    except KeyboardInterrupt:
+        print("\nInterrupted: `make deploy-local` goes on from here, `make destroy-local` removes all of it.")
+        return 130
+    except (LocalAwsError, PostgresError) as error:
+        print(f"error: {error}.", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"error: the disk is full: free some space below {Path.cwd()} and run it again.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""The emulator's process: ministack, with the gaps closed that a deployment of ours would meet.
+
+Each function below closes one gap of the pinned version and says which. Started by ``local_aws.machine``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ministack.services import ec2, ecr, ecs, rds
+from ministack.services.cloudformation import provisioners, stacks
+
+from local_aws import images
+from local_aws.engine import Engine
+from local_aws.postgres import Postgres
+
+ROLLOUT_TIMEOUT = 300.0
+
+Handler = Callable[..., tuple[str, dict[str, str]]]
+
+
+def keep_container_secrets_and_health_checks() -> None:
+    """A task definition from CloudFormation loses its ``Secrets``, and its health check keeps CloudFormation's case."""
+    original = provisioners._normalize_container_defs
+
+    @functools.wraps(original)
+    def normalize(definitions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        normalized: list[dict[str, Any]] = original(definitions)
+        for definition in normalized:
+            for key in {"secrets", "healthCheck"} & definition.keys():
+                definition[key] = provisioners._pascal_to_camel(definition[key])
+        return normalized
+
+    provisioners._normalize_container_defs = normalize
+
+
+def keep_runtime_platform() -> None:
+    """A task definition from CloudFormation loses its ``RuntimePlatform``."""
+    original = provisioners._ecs_task_def_create
+
+    @functools.wraps(original)
+    def create(logical_id: str, props: dict[str, Any], stack_name: str) -> tuple[str, dict[str, str]]:
+        arn, attributes = original(logical_id, props, stack_name)
+        definition = ecs._task_defs[arn.rpartition("/")[2]]
+        definition["runtimePlatform"] = provisioners._pascal_to_camel(props.get("RuntimePlatform"))
+        return arn, attributes
+
+    provisioners._ecs_task_def_create = create
+    provisioners._RESOURCE_HANDLERS["AWS::ECS::TaskDefinition"]["create"] = create
+
+
+def wait_for_rollouts() -> None:
+    """CloudFormation waits until a service is stable and fails when its circuit breaker trips; ministack does not."""
+    original = ecs._make_deployment
+
+    @functools.wraps(original)
+    def make_deployment(task_definition: str, desired_count: int, status: str = "PRIMARY") -> dict[str, Any]:
+        deployment: dict[str, Any] = original(task_definition, desired_count, status)
+        if desired_count:
+            deployment |= {"rolloutState": "IN_PROGRESS", "rolloutStateReason": ""}
+        return deployment
+
+    ecs._make_deployment = make_deployment
+
+    def waiting(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        def handle(*args: Any, **kwargs: Any) -> tuple[str, dict[str, str]]:
+            arn, attributes = handler(*args, **kwargs)
+            _wait_for_rollout("/".join(arn.split("/")[-2:]))
+            return arn, attributes
+
+        return handle
+
+    service = provisioners._RESOURCE_HANDLERS["AWS::ECS::Service"]
+    service["create"], service["update"] = waiting(service["create"]), waiting(service["update"])
+    # Where the wait happens: not on the event loop, which the tasks need to start.
+    on_worker = stacks._runs_on_worker_thread
+    stacks._runs_on_worker_thread = lambda kind: kind == "AWS::ECS::Service" or on_worker(kind)
+
+
+def _wait_for_rollout(service_key: str) -> None:
+    deployment = ecs._services[service_key]["deployments"][0]
+    deadline = time.monotonic() + ROLLOUT_TIMEOUT
+    while deployment["rolloutState"] == "IN_PROGRESS" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if deployment["rolloutState"] != "COMPLETED":
+        raise ValueError(
+            'Resource handler returned message: "Error occurred during operation '
+            "'ECS Deployment Circuit Breaker was triggered'.\" (HandlerErrorCode: GeneralServiceException)"
+        )
+
+
+def database_instances_are_real(postgres: Postgres) -> None:
+    """A database instance from CloudFormation is only a record; here it is a database with its master user."""
+    handlers = provisioners._RESOURCE_HANDLERS["AWS::RDS::DBInstance"]
+    original_create, original_delete = handlers["create"], handlers["delete"]
+
+    def create(logical_id: str, props: dict[str, Any], stack_name: str) -> tuple[str, dict[str, str]]:
+        identifier, attributes = original_create(logical_id, props, stack_name)
+        instance = rds._instances[identifier]
+        postgres.create_database(
+            instance["DBName"], owner=instance["MasterUsername"], password=instance["_MasterUserPassword"]
+        )
+        postgres.serve_as([instance["Endpoint"]["Address"]])
+        instance["Endpoint"]["Port"] = postgres.port
+        return identifier, attributes | {"Endpoint.Port": str(postgres.port)}
+
+    def delete(identifier: str, props: dict[str, Any]) -> None:
+        if instance := rds._instances.get(identifier):
+            postgres.drop_database(instance["DBName"])
+        original_delete(identifier, props)
+
+    handlers["create"], handlers["delete"] = create, delete
+
+
+def know_security_group_rules() -> None:
+    """A rule that is a resource of its own is unknown to ministack; EC2 itself knows how to keep one."""
+
+    def kept(direction: str) -> dict[str, Callable[..., Any]]:
+        permissions = "IpPermissions" if direction == "Ingress" else "IpPermissionsEgress"
+
+        def create(logical_id: str, props: dict[str, Any], stack_name: str) -> tuple[str, dict[str, str]]:
+            rules: list[Any] = ec2._security_groups[props["GroupId"]][permissions]
+            rules += provisioners._ec2_sg_permissions([props])
+            return f"{stack_name}-{logical_id}", {}
+
+        def delete(_: str, props: dict[str, Any]) -> None:
+            group = ec2._security_groups.get(props["GroupId"], {permissions: []})
+            for rule in provisioners._ec2_sg_permissions([props]):
+                if rule in group[permissions]:
+                    group[permissions].remove(rule)
+
+        def update(
+            identifier: str, old: dict[str, Any], new: dict[str, Any], stack_name: str, logical_id: str = ""
+        ) -> tuple[str, dict[str, str]]:
+            delete(identifier, old)
+            return create(logical_id, new, stack_name)
+
+        return {"create": create, "update": update, "delete": delete}
+
+    for direction in ("Ingress", "Egress"):
+        provisioners._RESOURCE_HANDLERS[f"AWS::EC2::SecurityGroup{direction}"] = kept(direction)
+
+
+def describe_only_images_that_exist() -> None:
+    """ECR answers DescribeImages for an image that is missing, and the CDK CLI then skips its build."""
+    original = ecr._describe_images
+
+    @functools.wraps(original)
+    def describe(data: dict[str, Any]) -> Any:
+        try:
+            for wanted in data.get("imageIds", []):
+                images.find(wanted.get("imageTag") or wanted["imageDigest"])
+        except images.ImageError:
+            return ecr.error_response_json("ImageNotFoundException", "The image requested does not exist", 400)
+        return original(data)
+
+    ecr._describe_images = describe
+
+
+def main() -> None:
+    """Serve until told to stop, then end every container."""
+    postgres = Postgres(Path(os.environ["LOCAL_AWS_POSTGRES"]), force_tls=True)
+    engine = Engine(Path(os.environ["LOCAL_AWS_CONTAINERS"]), postgres.ca_file)
+    ecs._docker = engine
+    keep_container_secrets_and_health_checks()
+    keep_runtime_platform()
+    wait_for_rollouts()
+    database_instances_are_real(postgres)
+    know_security_group_rules()
+    describe_only_images_that_exist()
+
+    from ministack.app import main as serve
+
+    sys.argv = ["ministack"]
+    try:
+        serve()
+    finally:
+        engine.stop_all()
+        # Threads of the emulator may still wait for a task that is no more.
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

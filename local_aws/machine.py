@@ -1,0 +1,275 @@
+"""One local AWS: its folder, its processes, and the CDK CLI pointed at it.
+
+Everything lives below one folder, so removing that folder removes all of it; several may run at once, since every
+port is chosen when it starts.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+
+from local_aws import images
+from local_aws.postgres import HOST, Postgres, PostgresError, alive, free_port
+
+CLONE = Path(__file__).parent.parent
+ACCOUNT = "000000000000"
+REGION = "us-west-2"
+
+
+class LocalAwsError(RuntimeError):
+    """The local AWS can't do what was asked; the message is one sentence for a person."""
+
+
+class LocalAws:
+    """The local AWS below ``root``.
+
+    Args:
+        root: the folder that holds all of its state; made when missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.postgres = Postgres(root / "postgres", force_tls=True)
+        self._state = root / "emulator.json"
+        self._log = root / "emulator.log"
+        self._containers = root / "containers"
+
+    @property
+    def running(self) -> bool:
+        """Whether the emulator answers and PostgreSQL lives."""
+        return self._emulator_answers() and self.postgres.running
+
+    @property
+    def endpoint(self) -> str:
+        """The URL at which every AWS service answers.
+
+        Raises:
+            LocalAwsError: when it was never started or has been destroyed.
+        """
+        try:
+            return f"http://{HOST}:{json.loads(self._state.read_text())['port']}"
+        except FileNotFoundError:
+            raise LocalAwsError("the local AWS is not running: start it with `make deploy-local`") from None
+
+    def start(self) -> bool:
+        """Start what does not run; False when all of it ran already.
+
+        The emulator keeps its state in memory. When it has died, the stacks are gone with it, so the database and
+        the tasks of that time are removed first.
+
+        Raises:
+            LocalAwsError: when the emulator or PostgreSQL does not come up.
+        """
+        if self.running:
+            return False
+        self.destroy()
+        for folder in ("home", "tmp", "bin", "images"):
+            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        docker = self.root / "bin" / "docker"
+        docker.write_text(f'#!/bin/sh\nPYTHONPATH="{CLONE}" exec "{sys.executable}" -m local_aws.images "$@"\n')
+        docker.chmod(0o755)
+        try:
+            self.postgres.start()
+            self._start_emulator()
+        except PostgresError as error:
+            raise LocalAwsError(str(error)) from None
+        return True
+
+    def destroy(self) -> None:
+        """End every process and remove the folder; no error when there is nothing."""
+        if self._state.exists():
+            pid = json.loads(self._state.read_text())["pid"]
+            if self._emulator_answers():
+                _end(pid)
+        # Tasks outlive an emulator that was killed.
+        for record in self._containers.glob("*.json"):
+            _end(json.loads(record.read_text())["pid"])
+        self.postgres.stop()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def cdk(self, *arguments: str, app: Path = CLONE, output: int | None = None) -> subprocess.CompletedProcess[str]:
+        """Run the CDK CLI in ``app`` against this AWS.
+
+        Args:
+            arguments: those of ``cdk``.
+            app: the folder with cdk.json.
+            output: where stdout and stderr go, as in ``subprocess.run``; the terminal by default.
+        """
+        command = [str(Path(sys.executable).parent / "cdk"), "--no-notices", *arguments]
+        return subprocess.run(
+            command, cwd=app, env=self.environment, stdout=output, stderr=output, text=True, check=False
+        )
+
+    def deploy(self, stack: str, *, app: Path = CLONE, output: int | None = None) -> subprocess.CompletedProcess[str]:
+        """Run ``cdk deploy``, after ``cdk bootstrap`` when this AWS has not seen it."""
+        if not self.stack_status("CDKToolkit"):
+            # In a folder without cdk.json, where the CLI has no app to run first.
+            bootstrap = self.cdk("bootstrap", f"aws://{ACCOUNT}/{REGION}", app=self.root, output=output)
+            if bootstrap.returncode:
+                return bootstrap
+        out = f"--output={self.root / 'cdk.out'}"
+        return self.cdk("deploy", stack, "--require-approval=never", out, app=app, output=output)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables with which the AWS and CDK tools talk to this AWS and write nothing outside its folder."""
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "CDK_"))}
+        return mine | {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self.root / "home"),
+            "TMPDIR": str(self.root / "tmp"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": REGION,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "CDK_DOCKER": str(self.root / "bin" / "docker"),
+            "CDK_DISABLE_CLI_TELEMETRY": "true",
+            "CDK_VALIDATION": "false",  # costs seconds in each process; `make synth` has it on
+            "JSII_NODE": str(Path(sys.executable).parent / "node"),
+            "JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION": "true",
+            images.STORE: str(self.root / "images"),
+        }
+
+    def client(self, service: str) -> Any:
+        """A boto3 client of this AWS."""
+        return boto3.client(
+            service,
+            endpoint_url=self.endpoint,
+            region_name=REGION,
+            aws_access_key_id="test",
+            aws_secret_access_key="test",  # noqa: S106  # the emulator's only credentials
+            config=Config(retries={"max_attempts": 2}),
+        )
+
+    def stack_status(self, stack: str) -> str | None:
+        """The status of the stack, None when there is none."""
+        cloudformation = self.client("cloudformation")
+        try:
+            stacks: list[dict[str, str]] = cloudformation.describe_stacks(StackName=stack)["Stacks"]
+        except cloudformation.exceptions.ClientError:
+            return None
+        return stacks[0]["StackStatus"]
+
+    def last_updated(self, stack: str) -> str | None:
+        """When the stack was made or last changed, None when there is none."""
+        cloudformation = self.client("cloudformation")
+        try:
+            found = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
+        except cloudformation.exceptions.ClientError:
+            return None
+        return str(found.get("LastUpdatedTime", found["CreationTime"]))
+
+    def service_url(self) -> str:
+        """Where the inventory service answers.
+
+        Raises:
+            LocalAwsError: when no task of it runs.
+        """
+        running = self.containers("inventory-service")
+        if not running:
+            raise LocalAwsError("no task of the inventory service runs")
+        return f"http://{HOST}:{running[-1]['port']}"
+
+    def containers(self, name: str) -> list[dict[str, Any]]:
+        """The records of the containers of this name that run now: pid, task, port."""
+        records = [json.loads(record.read_text()) for record in self._containers.glob("*.json")]
+        return [record for record in records if record["container"] == name and alive(record["pid"])]
+
+    def tasks_started(self, family: str) -> int:
+        """How many tasks of the family this AWS has ever started."""
+        ecs = self.client("ecs")
+        cluster = "dev-inventory-cluster"
+        return sum(
+            len(ecs.list_tasks(cluster=cluster, family=family, desiredStatus=status)["taskArns"])
+            for status in ("RUNNING", "STOPPED")
+        )
+
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Keep a second command out of this local AWS while one runs.
+
+        Raises:
+            LocalAwsError: when another process is at work on it.
+        """
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        with self.root.with_suffix(".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LocalAwsError("another command is at work on this local AWS: wait for it, or end it") from None
+            yield
+
+    def _start_emulator(self) -> None:
+        port = free_port()
+        variables = {
+            "GATEWAY_PORT": str(port),
+            "MINISTACK_HOST": HOST,
+            "MINISTACK_REGION": REGION,
+            "BIND_HOST": HOST,
+            "IOT_MTLS_ENABLED": "0",
+            "SFTP_ENABLED": "0",
+            "PYTHONPATH": str(CLONE),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": str(self.root / "home"),
+            "TMPDIR": str(self.root / "tmp"),
+            "PATH": os.environ["PATH"],
+            "S3_DATA_DIR": str(self.root / "s3"),
+            "LOCAL_AWS_POSTGRES": str(self.postgres.directory),
+            "LOCAL_AWS_CONTAINERS": str(self._containers),
+            images.STORE: str(self.root / "images"),
+        }
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "local_aws.emulator"],
+                cwd=self.root,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._state.write_text(json.dumps({"pid": process.pid, "port": port}))
+        deadline = time.monotonic() + 60
+        while not self._emulator_answers():
+            if process.poll() is not None or time.monotonic() > deadline:
+                said = self._log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+                self.destroy()
+                raise LocalAwsError(f"the emulator did not start: {said[-1]}")
+            time.sleep(0.1)
+
+    def _emulator_answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.endpoint}/_ministack/health", timeout=5) as answer:  # noqa: S310
+                return bool(answer.status == 200)
+        except (LocalAwsError, OSError):
+            return False
+
+
+def _end(pid: int) -> None:
+    """SIGTERM to the group, SIGKILL after 15 seconds."""
+    deadline = time.monotonic() + 15
+    number = signal.SIGTERM
+    while alive(pid):
+        try:
+            os.killpg(pid, number)
+        except (ProcessLookupError, PermissionError):
+            return
+        time.sleep(0.1)
+        number = signal.SIGKILL if time.monotonic() > deadline else signal.SIGTERM
