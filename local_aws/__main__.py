@@ -14,20 +14,17 @@ from local_aws import tour
 from local_aws.machine import CLONE, LocalAws, LocalAwsError
 from local_aws.postgres import PostgresError
 
-LOCAL = CLONE / ".local"
-KEPT_TEMPLATE = LOCAL / "deployed" / "DevStack.template.json"
 
-
-def deploy(aws: LocalAws) -> None:
-    """Run the real ``cdk deploy DevStack`` and say what there is now."""
+def deploy(aws: LocalAws, kept_template: Path) -> None:
+    """Run the real ``cdk deploy DevStack``, keep its template for ``make diff`` and say what there is now."""
     print("Starting the local AWS and PostgreSQL ...", flush=True)
     print(f"The local AWS {'has started' if aws.start() else 'was running'} at {aws.endpoint}.", flush=True)
     before = (aws.last_updated("DevStack"), aws.tasks_started("dev-migration-task"))
     print("cdk deploy DevStack ...", flush=True)
     if aws.deploy("DevStack").returncode:
         raise LocalAwsError("cdk deploy failed: the reason stands above; mend it and run `make deploy-local` again")
-    KEPT_TEMPLATE.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(aws.root / "cdk.out" / "DevStack.template.json", KEPT_TEMPLATE)
+    kept_template.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(aws.root / "cdk.out" / "DevStack.template.json", kept_template)
     after = (aws.last_updated("DevStack"), aws.tasks_started("dev-migration-task"))
     print()
     if after == before:
@@ -67,27 +64,28 @@ def summary(aws: LocalAws) -> list[str]:
 def main() -> int:
     """Run one command; the exit code is 0, 1 when it failed, 130 when it was interrupted."""
     parser = argparse.ArgumentParser(prog="python -m local_aws", description="AWS on this machine, without Docker.")
+    parser.add_argument("--folder", type=Path, default=CLONE / ".local", help="where all of it lives (default: .local)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("deploy", help="cdk deploy DevStack")
     commands.add_parser("tour", help="a release, a rename, a failing migration, a code-only release")
     commands.add_parser("destroy", help="end every process and remove every file")
-    command = parser.parse_args().command
+    arguments = parser.parse_args()
+    command, folder = arguments.command, arguments.folder.resolve()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    aws = LocalAws(LOCAL / "aws")
+    aws, touring = LocalAws(folder / "aws"), LocalAws(folder / "tour" / "aws")
     try:
         if command == "destroy":
-            for machine in (aws, LocalAws(LOCAL / "tour" / "aws")):
+            for machine in (aws, touring):
                 with machine.exclusively():
                     machine.destroy()
-            shutil.rmtree(LOCAL, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             print("The local AWS is gone: no process of it runs, and its files are removed.")
         elif command == "tour":
-            machine = LocalAws(LOCAL / "tour" / "aws")
-            with machine.exclusively():
-                tour.run(machine, LOCAL / "tour" / "app")
+            with touring.exclusively():
+                tour.run(touring, folder / "tour" / "app")
         else:
             with aws.exclusively():
-                deploy(aws)
+                deploy(aws, folder / "deployed" / "DevStack.template.json")
     except KeyboardInterrupt:
         print("\nInterrupted: `make deploy-local` goes on from here, `make destroy-local` removes all of it.")
         return 130

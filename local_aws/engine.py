@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from local_aws import images
 from local_aws.postgres import HOST, free_port
 
@@ -110,6 +112,7 @@ class Containers:
             json.dumps(
                 {
                     "pid": container.process.pid,
+                    "created": psutil.Process(container.process.pid).create_time(),
                     "container": labels["com.amazonaws.ecs.container-name"],
                     "task": labels["com.amazonaws.ecs.task-arn"],
                     "port": variables.get("PORT"),

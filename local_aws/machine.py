@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 from botocore.config import Config
 
 from local_aws import images
-from local_aws.postgres import HOST, Postgres, PostgresError, alive, free_port
+from local_aws.postgres import HOST, Postgres, PostgresError, free_port
 
 CLONE = Path(__file__).parent.parent
 ACCOUNT = "000000000000"
@@ -92,13 +93,10 @@ class LocalAws:
 
     def destroy(self) -> None:
         """End every process and remove the folder; no error when there is nothing."""
-        if self._state.exists():
-            pid = json.loads(self._state.read_text())["pid"]
-            if self._emulator_answers():
-                _end(pid)
         # Tasks outlive an emulator that was killed.
-        for record in self._containers.glob("*.json"):
-            _end(json.loads(record.read_text())["pid"])
+        for record in [self._state, *self._containers.glob("*.json")]:
+            if process := _recorded(record):
+                _end(process)
         self.postgres.stop()
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -188,9 +186,12 @@ class LocalAws:
         return f"http://{HOST}:{running[-1]['port']}"
 
     def containers(self, name: str) -> list[dict[str, Any]]:
-        """The records of the containers of this name that run now: pid, task, port."""
-        records = [json.loads(record.read_text()) for record in self._containers.glob("*.json")]
-        return [record for record in records if record["container"] == name and alive(record["pid"])]
+        """The records of the containers of this name that run now, the oldest first: pid, task, port."""
+        records = [record for record in self._containers.glob("*.json") if _recorded(record)]
+        found = [
+            json.loads(record.read_text()) for record in sorted(records, key=lambda record: record.stat().st_mtime)
+        ]
+        return [record for record in found if record["container"] == name]
 
     def tasks_started(self, family: str) -> int:
         """How many tasks of the family this AWS has ever started."""
@@ -245,7 +246,8 @@ class LocalAws:
                 stderr=log,
                 start_new_session=True,
             )
-        self._state.write_text(json.dumps({"pid": process.pid, "port": port}))
+        created = psutil.Process(process.pid).create_time()
+        self._state.write_text(json.dumps({"pid": process.pid, "created": created, "port": port}))
         deadline = time.monotonic() + 60
         while not self._emulator_answers():
             if process.poll() is not None or time.monotonic() > deadline:
@@ -262,14 +264,22 @@ class LocalAws:
             return False
 
 
-def _end(pid: int) -> None:
-    """SIGTERM to the group, SIGKILL after 15 seconds."""
-    deadline = time.monotonic() + 15
-    number = signal.SIGTERM
-    while alive(pid):
-        try:
-            os.killpg(pid, number)
-        except (ProcessLookupError, PermissionError):
-            return
-        time.sleep(0.1)
-        number = signal.SIGKILL if time.monotonic() > deadline else signal.SIGTERM
+def _recorded(record: Path) -> psutil.Process | None:
+    """The process of a record, unless it has ended; its id may belong to another process by now."""
+    try:
+        wanted = json.loads(record.read_text())
+        process = psutil.Process(wanted["pid"])
+        same: bool = process.create_time() == wanted["created"] and process.status() != psutil.STATUS_ZOMBIE
+    except (FileNotFoundError, psutil.NoSuchProcess):
+        return None
+    return process if same else None
+
+
+def _end(process: psutil.Process) -> None:
+    """SIGTERM, and SIGKILL to the whole group after 15 seconds."""
+    process.terminate()
+    try:
+        process.wait(15)
+    except psutil.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

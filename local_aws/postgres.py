@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import psycopg2
 import psycopg2.extensions
 import trustme
@@ -65,11 +66,7 @@ class Postgres:
     @property
     def running(self) -> bool:
         """Whether the postmaster of this directory is alive."""
-        try:
-            os.kill(self.pid, 0)
-        except (PostgresError, ProcessLookupError):
-            return False
-        return True
+        return self._postmaster() is not None
 
     def start(self, *, with_parent: bool = False) -> None:
         """Make the cluster when there is none, start the server on a free port and wait until it answers.
@@ -99,16 +96,15 @@ class Postgres:
 
     def stop(self) -> None:
         """End the server at once but cleanly (sessions are disconnected); no error when it is not running."""
-        if not self.running:
+        postmaster = self._postmaster()
+        if postmaster is None:
             return
-        pid = self.pid
-        os.kill(pid, signal.SIGINT)
-        deadline = time.monotonic() + 10
-        while alive(pid):
-            if time.monotonic() > deadline:
-                os.kill(pid, signal.SIGQUIT)
-                deadline = float("inf")
-            time.sleep(0.02)
+        postmaster.send_signal(signal.SIGINT)
+        try:
+            postmaster.wait(10)
+        except psutil.TimeoutExpired:
+            postmaster.send_signal(signal.SIGQUIT)
+            postmaster.wait()
 
     def connect(self, dbname: str = "postgres") -> psycopg2.extensions.connection:
         """A connection as the superuser, in autocommit."""
@@ -186,6 +182,14 @@ class Postgres:
             return False
         return True
 
+    def _postmaster(self) -> psutil.Process | None:
+        # A process id may belong to another process by now.
+        try:
+            process = psutil.Process(self.pid)
+            return process if str(self.data) in process.cmdline() else None
+        except (PostgresError, psutil.NoSuchProcess, psutil.ZombieProcess):
+            return None
+
     def _pid_file(self) -> list[str]:
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
@@ -236,18 +240,6 @@ def free_port() -> int:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def alive(pid: int) -> bool:
-    """Whether the process lives; a child of ours that has ended is waited for."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    try:
-        return os.waitpid(pid, os.WNOHANG) == (0, 0)
-    except ChildProcessError:
-        return True
 
 
 def _listed(platforms: dict[tuple[str, str], str]) -> str:

@@ -45,7 +45,7 @@ def packages(path: str) -> set[str]:
             "inventory_service",
             {"inventory_service", "alembic", "sqlalchemy", "fastapi", "pydantic", "starlette", "uvicorn"},
         ),
-        ("local_aws", {"local_aws", "boto3", "botocore", "ministack", "psycopg2", "trustme"}),
+        ("local_aws", {"local_aws", "boto3", "botocore", "ministack", "psutil", "psycopg2", "trustme"}),
     ],
 )
 def test_a_program_imports_only_what_its_place_allows(path: str, allowed: set[str]) -> None:
