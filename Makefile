@@ -49,7 +49,7 @@ synth: $(READY) ## cdk synth with CDK's own validation, without credentials
 
 diff: $(READY) ## what a deployment would change; TEMPLATE=FILE compares with another kept template
 	@test -f $(TEMPLATE) || { echo 'error: there is no $(TEMPLATE): `make deploy-local` keeps one, or name another with TEMPLATE=FILE.' >&2; exit 1; }
-	@CDK_VALIDATION=false .venv/bin/cdk --no-notices diff DevStack --template $(TEMPLATE)
+	@CDK_VALIDATION=false .venv/bin/cdk --no-notices diff DevStack --exclusively --template $(TEMPLATE)
 
 snapshots: $(READY) ## write the stacks' snapshots anew
 	UPDATE_SNAPSHOTS=1 .venv/bin/python -m pytest tests/stacks -k snapshot

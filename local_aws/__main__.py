@@ -21,7 +21,7 @@ def deploy(aws: LocalAws, kept_template: Path) -> None:
     print(f"The local AWS {'has started' if aws.start() else 'was running'} at {aws.endpoint}.", flush=True)
     before = (aws.last_updated("DevStack"), aws.tasks_started("dev-migration-task"))
     print("cdk deploy DevStack ...", flush=True)
-    if aws.deploy("DevStack").returncode:
+    if aws.deploy("DevStack"):
         raise LocalAwsError("cdk deploy failed: the reason stands above; mend it and run `make deploy-local` again")
     kept_template.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(aws.root / "cdk.out" / "DevStack.template.json", kept_template)

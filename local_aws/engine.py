@@ -96,11 +96,14 @@ class Containers:
         self.folder = folder
         self.ca_file = ca_file
         self.known: dict[str, Container] = {}
+        self.closed = False
 
     def run(
         self, image: str, *, command: list[str] | None, environment: dict[str, str], labels: dict[str, str], **_: object
     ) -> Container:
         """Start the container, and return when it is healthy where its task definition has a health check."""
+        if self.closed:
+            raise RuntimeError("the engine is stopping")
         definition = _container_definition(labels)
         found = images.find(image)
         variables = self._environment(found.environment | environment)
@@ -187,7 +190,8 @@ class Engine:
         self.images = Images()
 
     def stop_all(self) -> None:
-        """End every container that still runs."""
+        """End every container that still runs, and start no more: a service would replace what is ended here."""
+        self.containers.closed = True
         for container in self.containers.known.values():
             container._signal(signal.SIGTERM)
         for container in self.containers.known.values():

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,28 +100,44 @@ class LocalAws:
         self.postgres.stop()
         shutil.rmtree(self.root, ignore_errors=True)
 
-    def cdk(self, *arguments: str, app: Path = CLONE, output: int | None = None) -> subprocess.CompletedProcess[str]:
-        """Run the CDK CLI in ``app`` against this AWS.
+    def cdk(self, *arguments: str, app: Path = CLONE, tell: Callable[[str], None] | None = None) -> int:
+        """Run the CDK CLI in ``app`` against this AWS; its exit code.
 
         Args:
             arguments: those of ``cdk``.
             app: the folder with cdk.json.
-            output: where stdout and stderr go, as in ``subprocess.run``; the terminal by default.
+            tell: is called with each line of output; by default the CLI writes to the terminal itself.
         """
-        command = [str(Path(sys.executable).parent / "cdk"), "--no-notices", *arguments]
-        return subprocess.run(
-            command, cwd=app, env=self.environment, stdout=output, stderr=output, text=True, check=False
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "cdk"), "--no-notices", *arguments],
+            cwd=app,
+            env=self.environment,
+            stdout=subprocess.PIPE if tell else None,
+            stderr=subprocess.STDOUT if tell else None,
+            text=True,
+            start_new_session=True,
         )
+        try:
+            if tell and process.stdout:
+                with process.stdout:
+                    for line in process.stdout:
+                        tell(line.rstrip())
+            return process.wait()
+        finally:
+            # The CLI is a chain of processes (Python, Node, the app): an interrupted one ends as a whole.
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
 
-    def deploy(self, stack: str, *, app: Path = CLONE, output: int | None = None) -> subprocess.CompletedProcess[str]:
-        """Run ``cdk deploy``, after ``cdk bootstrap`` when this AWS has not seen it."""
+    def deploy(self, stack: str, *, app: Path = CLONE, tell: Callable[[str], None] | None = None) -> int:
+        """Run ``cdk deploy``, after ``cdk bootstrap`` when this AWS has not seen it; the exit code."""
         if not self.stack_status("CDKToolkit"):
             # In a folder without cdk.json, where the CLI has no app to run first.
-            bootstrap = self.cdk("bootstrap", f"aws://{ACCOUNT}/{REGION}", app=self.root, output=output)
-            if bootstrap.returncode:
-                return bootstrap
+            code = self.cdk("bootstrap", f"aws://{ACCOUNT}/{REGION}", app=self.root, tell=tell)
+            if code:
+                return code
         out = f"--output={self.root / 'cdk.out'}"
-        return self.cdk("deploy", stack, "--require-approval=never", out, app=app, output=output)
+        return self.cdk("deploy", stack, "--require-approval=never", "--progress=events", out, app=app, tell=tell)
 
     @property
     def environment(self) -> dict[str, str]:

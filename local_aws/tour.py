@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import urllib.request
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +12,7 @@ from local_aws import release
 from local_aws.machine import LocalAws, LocalAwsError
 
 # Of all that the CDK CLI prints, the lines that this story is about; the rest is in the log that is named.
-TOLD = re.compile(
-    r"Custom::DatabaseMigration|AWS::ECS::Service |DevStack .*AWS::CloudFormation::Stack"
-    r"|failed: |Failed resources|✅|❌"
-)
+TOLD = re.compile(r"Custom::DatabaseMigration|AWS::ECS::Service |DevStack .*AWS::CloudFormation::Stack|✅|❌|^  ")
 MIGRATION = "Custom::DatabaseMigration"
 SERVICE = "AWS::ECS::Service"
 
@@ -57,20 +52,21 @@ def _rename(aws: LocalAws, app: Path) -> None:
     kept.write_bytes((aws.root / "cdk.out" / "DevStack.template.json").read_bytes())
     release.copy(app)
     _say("`cdk diff` shows which migration a deployment would run:")
-    diff = aws.cdk("diff", "DevStack", f"--template={kept}", "--no-color", app=app, output=subprocess.PIPE)
-    _quote([line for line in diff.stdout.splitlines() if "49871d03964c" in line])
-    before = _last_event(aws)
+    diff = list[str]()
+    aws.cdk("diff", "DevStack", "--exclusively", f"--template={kept}", "--no-color", app=app, tell=diff.append)
+    _quote([line for line in diff if MIGRATION in line or "Revisions" in line or '"49871d03964c ' in line])
+    seen = len(_events(aws))
     _deploy(aws, app)
     _say("When it happened, by CloudFormation's events and by ECS:")
-    task = _last_task(aws)
-    container = task["containers"][0]
     steps = [
-        (event["Timestamp"], f"{event['ResourceType']} {event['ResourceStatus']}") for event in _events(aws, before)
+        (event["Timestamp"], f"{event['ResourceType']} {event['ResourceStatus']}") for event in _events(aws)[seen:]
     ]
-    steps.append((task["stoppedAt"], f"the migration's task stopped, exit code {container['exitCode']}"))
-    _quote(
-        [f"{at.astimezone():%H:%M:%S.%f}"[:12] + f"  {what}" for at, what in sorted(steps, key=lambda step: step[0])]
+    task = _last_task(aws)
+    steps.append(
+        (task["stoppedAt"], f"the migration's task has stopped, exit code {task['containers'][0]['exitCode']}")
     )
+    steps.sort(key=lambda step: step[0])
+    _quote([f"{at.astimezone():%H:%M:%S}.{at.microsecond // 1000:03}  {what}" for at, what in steps])
     _show_data(aws)
 
 
@@ -100,24 +96,24 @@ def _code_only(aws: LocalAws, app: Path) -> None:
 
 def _deploy(aws: LocalAws, app: Path, *, succeeds: bool = True) -> None:
     log = app.parent / "cdk-deploy.log"
-    _say(f"cdk deploy DevStack ... (all of its output: {log.relative_to(app.parents[2])})")
+    _say(f"cdk deploy DevStack ... (all that it prints: {log.relative_to(app.parents[2])})")
     with log.open("w") as output:
-        code = aws.deploy("DevStack", app=app, output=output.fileno()).returncode
-    _quote([line for line in log.read_text().splitlines() if TOLD.search(line)])
+
+        def tell(line: str) -> None:
+            print(line, file=output)
+            if TOLD.search(line):
+                _quote([line])
+
+        code = aws.deploy("DevStack", app=app, tell=tell)
     if (code == 0) is not succeeds:
         raise LocalAwsError(f"cdk deploy ended with exit code {code}; its output is in {log}")
 
 
-def _events(aws: LocalAws, after: datetime | None) -> list[dict[str, Any]]:
+def _events(aws: LocalAws) -> list[dict[str, Any]]:
+    """The events of the migration and of the service, the oldest first."""
     pages = aws.client("cloudformation").get_paginator("describe_stack_events").paginate(StackName="DevStack")
     events = [event for page in pages for event in page["StackEvents"]]
-    told = [event for event in events if event["ResourceType"] in (MIGRATION, SERVICE)]
-    return [event for event in told if after is None or event["Timestamp"] > after]
-
-
-def _last_event(aws: LocalAws) -> datetime:
-    latest: datetime = max(event["Timestamp"] for event in _events(aws, None))
-    return latest
+    return [event for event in reversed(events) if event["ResourceType"] in (MIGRATION, SERVICE)]
 
 
 def _last_task(aws: LocalAws) -> dict[str, Any]:

@@ -54,15 +54,15 @@ class World:
 
     def deploy(self) -> Deployment:
         seen, started = {event["EventId"] for event in self.events()}, self.tasks_started()
-        log = self.app.parent / "deploy.log"
-        with log.open("w") as output:
-            code = self.aws.deploy("DevStack", app=self.app, output=output.fileno()).returncode
+        said = list[str]()
+        code = self.aws.deploy("DevStack", app=self.app, tell=said.append)
+        (self.app.parent / "deploy.log").write_text("\n".join(said))
         with closing(self.aws.postgres.connect("inventory")) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT version_num FROM alembic_version")
             revision = cursor.fetchall()[0][0]
         return Deployment(
             exit_code=code,
-            output=log.read_text(),
+            output="\n".join(said),
             events=[event for event in self.events() if event["EventId"] not in seen],
             tasks_started=self.tasks_started() - started,
             service_pids=[container["pid"] for container in self.aws.containers("inventory-service")],
@@ -206,8 +206,8 @@ def test_a_destroyed_stack_is_gone_with_its_service_and_leaves_the_database_alon
     world: World, failed_service: Deployment
 ) -> None:
     out = f"--output={world.aws.root / 'cdk.out'}"
-    gone = world.aws.cdk("destroy", "DevStack", "--force", out, app=world.app, output=subprocess.PIPE)
-    assert gone.returncode == 0, gone.stdout
+    said = list[str]()
+    assert world.aws.cdk("destroy", "DevStack", "--force", out, app=world.app, tell=said.append) == 0, said
     assert world.aws.stack_status("DevStack") is None
     assert world.aws.containers("inventory-service") == []
     with closing(world.aws.postgres.connect("inventory")) as connection, connection.cursor() as cursor:
