@@ -49,6 +49,7 @@ class LocalAws:
         self._state = root / "emulator.json"
         self._log = root / "emulator.log"
         self._containers = root / "containers"
+        self._launched: subprocess.Popen[bytes] | None = None
 
     @property
     def running(self) -> bool:
@@ -97,6 +98,8 @@ class LocalAws:
         for record in [self._state, *self._containers.glob("*.json")]:
             if process := _recorded(record):
                 _end(process)
+        if self._launched:
+            self._launched.wait()
         self.postgres.stop()
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -253,7 +256,7 @@ class LocalAws:
             images.STORE: str(self.root / "images"),
         }
         with self._log.open("wb") as log:
-            process = subprocess.Popen(
+            process = self._launched = subprocess.Popen(
                 [sys.executable, "-m", "local_aws.emulator"],
                 cwd=self.root,
                 env=variables,

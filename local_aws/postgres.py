@@ -52,6 +52,7 @@ class Postgres:
         self.log = directory / "postgres.log"
         self.ca_file = directory / "ca.pem"
         self.force_tls = force_tls
+        self._launched: subprocess.Popen[bytes] | None = None
 
     @property
     def port(self) -> int:
@@ -81,7 +82,7 @@ class Postgres:
         deadline = time.monotonic() + 30
         while True:
             port = free_port()
-            process = self._launch(port, with_parent=with_parent)
+            process = self._launched = self._launch(port, with_parent=with_parent)
             while process.poll() is None:
                 if self._ready():
                     return
@@ -105,6 +106,8 @@ class Postgres:
         except psutil.TimeoutExpired:
             postmaster.send_signal(signal.SIGQUIT)
             postmaster.wait()
+        if self._launched:
+            self._launched.wait()
 
     def connect(self, dbname: str = "postgres") -> psycopg2.extensions.connection:
         """A connection as the superuser, in autocommit."""

@@ -1,0 +1,1 @@
+"""The inventory service: parent items and child items over HTTP, on PostgreSQL."""

@@ -1,0 +1,310 @@
+"""Stopped tasks, recorded as ECS describes them, and the sentence that each becomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from decision import Request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from outcome import judge
+
+from tests.constructs_lib.world import FAILED, SUCCEEDED, World
+
+ARN = "arn:aws:ecs:us-west-2:111122223333:task/dev-inventory-cluster/4f1c8d2e9a7b4c6d8e0f1a2b3c4d5e6f"
+REQUEST = Request.parse(World().request("Update"))
+IMAGE = "111122223333.dkr.ecr.us-west-2.amazonaws.com/cdk-hnb659fds-container-assets-111122223333-us-west-2:0c9f"
+
+
+def exited(code: int, **container: Any) -> dict[str, Any]:
+    return {
+        "taskArn": ARN,
+        "lastStatus": "STOPPED",
+        "stopCode": "EssentialContainerExited",
+        "stoppedReason": "Essential container in task exited",
+        "startedAt": "2026-01-01T00:00:00Z",
+        "containers": [{"name": "migration", "exitCode": code, **container}],
+    }
+
+
+def not_started(reason: str) -> dict[str, Any]:
+    return {
+        "taskArn": ARN,
+        "lastStatus": "STOPPED",
+        "stopCode": "TaskFailedToStart",
+        "stoppedReason": reason,
+        "containers": [{"name": "migration", "lastStatus": "STOPPED"}],
+    }
+
+
+def stopped(code: str, reason: str) -> dict[str, Any]:
+    return {**exited(143), "stopCode": code, "stoppedReason": reason}
+
+
+def said(kind: str, message: str, **fields: Any) -> dict[str, Any]:
+    error = {"kind": kind, "message": message, "revision": None, "hint": fields.pop("hint", None)}
+    return {**FAILED, "error": error, **fields}
+
+
+def reason(task: dict[str, Any], result: dict[str, Any] | None) -> str:
+    outcome = judge(task, result, REQUEST)
+    assert not outcome.succeeded
+    return outcome.reason
+
+
+def test_only_a_stopped_task_whose_container_exited_with_zero_is_a_success() -> None:
+    assert judge(exited(0), SUCCEEDED, REQUEST).succeeded
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        {**exited(0), "lastStatus": "RUNNING"},
+        {**exited(0), "lastStatus": "MISSING"},
+        {**exited(0), "stopCode": "UserInitiated"},
+        {**exited(0), "stopCode": "TaskFailedToStart"},
+        {**exited(0), "containers": []},
+        {**exited(0), "containers": [{"name": "sidecar", "exitCode": 0}]},
+        {**exited(0), "containers": [{"name": "migration"}]},
+        {**exited(0), "containers": [{"name": "migration", "exitCode": None}]},
+        {"taskArn": ARN, "lastStatus": "MISSING"},
+    ],
+)
+def test_everything_else_is_a_failure(task: dict[str, Any]) -> None:
+    assert not judge(task, SUCCEEDED, REQUEST).succeeded
+
+
+def test_a_tool_that_says_nothing_has_reached_the_target_when_it_exits_with_zero() -> None:
+    outcome = judge(exited(0), None, REQUEST)
+    assert (outcome.before, outcome.after) == ("-", "49871d03964c")
+
+
+@pytest.mark.parametrize(
+    ("task", "result", "sentence"),
+    [
+        (
+            exited(1),
+            FAILED,
+            'Migration 49871d03964c failed: UndefinedColumn: column "name" does not exist. The transaction was rolled '
+            "back; the schema is still at 48871d03964b. Log: /ecs/dev/migration-task, task "
+            "4f1c8d2e9a7b4c6d8e0f1a2b3c4d5e6f.",
+        ),
+        (
+            exited(1),
+            {**FAILED, "at": "4a", "applied": ["4a"]},
+            'Migration 49871d03964c failed: UndefinedColumn: column "name" does not exist. The schema is at 4a: the '
+            "migrations up to it stay applied. Log:",
+        ),
+        (
+            exited(1),
+            {**FAILED, "from": None, "at": None},
+            'Migration 49871d03964c failed: UndefinedColumn: column "name" does not exist. No migration has been '
+            "applied. Log:",
+        ),
+        (
+            exited(1),
+            None,
+            "Migration 49871d03964c failed: its log has the reason. Where the schema is now is unknown; the next "
+            "deployment finds out. Log:",
+        ),
+        (
+            exited(2),
+            said("NoRevisions", "the image has no revision files", hint="Copy migrations/ into the image"),
+            "The migration was not started: NoRevisions: the image has no revision files. Nothing has changed. Copy "
+            "migrations/ into the image. Log:",
+        ),
+        (
+            exited(3),
+            said("Unreachable", "db.example did not answer within 60 seconds.", **{"from": None, "at": None}),
+            "The database could not be reached, or the connection was lost: Unreachable: db.example did not answer "
+            "within 60 seconds. No migration has been applied. It is safe to deploy again. Log:",
+        ),
+        (
+            exited(4),
+            said("LockNotAvailable", "task 9f holds the lock"),
+            "Another migration has held the lock for too long: LockNotAvailable: task 9f holds the lock. Deploy again "
+            "when it has finished. Log:",
+        ),
+        (
+            exited(5),
+            said("DatabaseAhead", "it is at 50"),
+            "The database is ahead of this image: DatabaseAhead: it is at 50. Deploy a release that has the "
+            "database's revision. Log:",
+        ),
+        (
+            exited(6),
+            said("InvalidPassword", "password authentication failed"),
+            "The database refused the credentials: InvalidPassword: password authentication failed. Check the user "
+            "and the password in the secret. Log:",
+        ),
+        (
+            exited(137),
+            None,
+            "The migration was killed, perhaps out of memory: memory_limit_mib is 512. Where the schema is now is "
+            "unknown; the next deployment finds out. Log:",
+        ),
+        (
+            exited(137, reason="OutOfMemoryError: Container killed due to memory usage"),
+            None,
+            "The migration ran out of memory: raise memory_limit_mib (now 512). Where the schema is now is unknown; "
+            "the next deployment finds out. ECS said: Essential container in task exited. OutOfMemoryError: Container "
+            "killed due to memory usage. Log:",
+        ),
+        (
+            exited(143),
+            FAILED,
+            "The migration was told to stop, and has cancelled its work. The transaction was rolled back; the schema "
+            "is still at 48871d03964b. Log:",
+        ),
+        (
+            exited(139),
+            None,
+            "The migration's container exited with code 139: its log has the reason. Where the schema is now is "
+            "unknown; the next deployment finds out. Log:",
+        ),
+        (
+            not_started(
+                "CannotPullContainerError: pull image manifest has been retried 5 time(s): failed to resolve ref "
+                f"{IMAGE}: failed to do request: dial tcp 52.94.1.2:443: i/o timeout"
+            ),
+            None,
+            "The migration's image could not be pulled. Either it does not exist, or the task's subnets have no route "
+            "to ECR: add the endpoints ecr.api, ecr.dkr, s3 and logs, or a NAT gateway. ECS said: CannotPullContainer",
+        ),
+        (
+            not_started(
+                "ResourceInitializationError: failed to validate logger args: create stream has been retried 1 times: "
+                "failed to create Cloudwatch log stream: ResourceNotFoundException: The specified log group does not "
+                "exist. : exit status 1"
+            ),
+            None,
+            "The migration's log could not be opened. Either the log group is gone, or",
+        ),
+        (
+            not_started(
+                "ResourceInitializationError: unable to pull secrets or registry auth: execution resource retrieval "
+                "failed: unable to retrieve secret from asm: service call has been retried 1 time(s)"
+            ),
+            None,
+            "The database's secret or the registry's token could not be read. Either the execution role may not read",
+        ),
+        (
+            not_started("ECS was unable to assume the role 'arn:aws:iam::111122223333:role/r' that was provided"),
+            None,
+            "ECS may not use the migration's role.",
+        ),
+        (
+            not_started("ResourceInitializationError: failed to invoke EFS utils commands"),
+            None,
+            "The migration's task could not be set up.",
+        ),
+        (
+            not_started(
+                "CannotStartContainerError: Error response from daemon: failed to create task for container: exec: "
+                '"python": executable file not found in $PATH'
+            ),
+            None,
+            "The migration's command is not in the image: check the command.",
+        ),
+        (
+            not_started("CannotStartContainerError: exec /usr/bin/python: exec format error"),
+            None,
+            "The migration's image is built for another processor: build it for runtime_platform's.",
+        ),
+        (
+            not_started("CannotStartContainerError: unable to find user app: no matching entries in passwd file"),
+            None,
+            "The migration's container could not be started: check the command and the user.",
+        ),
+        (
+            not_started("CannotCreateContainerError: API error (409): Conflict"),
+            None,
+            "The migration's container could not be made: check the task definition.",
+        ),
+        (
+            not_started("Timeout waiting for network interface provisioning to complete."),
+            None,
+            "The migration's task got no network interface: look for free addresses in its subnets, then deploy again.",
+        ),
+        (
+            not_started("Something new"),
+            None,
+            "The migration's task has no exit code. ECS said: Something new. Task 4f1c8d2e9a7b4c6d8e0f1a2b3c4d5e6f.",
+        ),
+        (
+            stopped("SpotInterruption", "Your Spot Task was interrupted."),
+            FAILED,
+            "AWS took back the migration's Spot capacity: deploy again. The transaction was rolled back; the schema "
+            "is still at 48871d03964b. Log:",
+        ),
+        (
+            stopped("TerminationNotice", "ECS is performing maintenance on the underlying infrastructure"),
+            None,
+            "AWS retired the migration's host: deploy again.",
+        ),
+        (
+            stopped("InfrastructureHealth", "The host is unhealthy"),
+            None,
+            "The migration's host became unhealthy: deploy again.",
+        ),
+        (
+            stopped("UserInitiated", "it took longer than its timeout of 30 min."),
+            FAILED,
+            "The migration was stopped: it took longer than its timeout of 30 min. The transaction was rolled "
+            "back; the schema is still at 48871d03964b. Log:",
+        ),
+        (
+            {**exited(0), "lastStatus": "RUNNING"},
+            None,
+            "What became of the migration is unknown: ECS last said RUNNING. Deploy again. Log:",
+        ),
+    ],
+)
+def test_a_person_reads_what_happened_where_the_schema_is_and_what_to_do(
+    task: dict[str, Any], result: dict[str, Any] | None, sentence: str
+) -> None:
+    assert reason(task, result).startswith(sentence)
+
+
+def test_a_task_that_never_ran_has_left_the_schema_alone_and_no_log() -> None:
+    outcome = judge(not_started("CannotPullContainerError: not found"), None, REQUEST)
+    assert outcome.untouched
+    assert "Log:" not in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("result", "untouched"),
+    [
+        (FAILED, True),
+        ({**FAILED, "at": "4a"}, False),
+        ({**FAILED, "applied": ["4a"]}, False),
+        (None, False),
+    ],
+)
+def test_the_schema_counts_as_untouched_only_when_the_runner_says_so(
+    result: dict[str, Any] | None, untouched: bool
+) -> None:
+    assert judge(exited(1), result, REQUEST).untouched is untouched
+
+
+def test_the_reason_links_to_the_log_stream_in_the_console() -> None:
+    assert reason(exited(1), FAILED).endswith(
+        " https://us-west-2.console.aws.amazon.com/cloudwatch/home?region=us-west-2#logsV2:log-groups/log-group/"
+        "$252Fecs$252Fdev$252Fmigration-task/log-events/"
+        "migration$252Fmigration$252F4f1c8d2e9a7b4c6d8e0f1a2b3c4d5e6f"
+    )
+
+
+@settings(deadline=None)
+@given(message=st.text(min_size=20, max_size=40).map(lambda text: f"x{text}" * 50), hint=st.text(max_size=99))
+def test_the_log_is_named_however_much_the_database_has_to_say(message: str, hint: str) -> None:
+    text = reason(exited(1), said("Verbose", message, hint=hint))
+    assert len(text) <= 1000
+    assert text.isascii()
+    assert text.startswith("Migration 49871d03964c failed: Verbose: ")
+    assert text.endswith("4f1c8d2e9a7b4c6d8e0f1a2b3c4d5e6f")
+
+
+def test_braces_in_a_message_are_only_text() -> None:
+    assert '"{memory}" is missing' in reason(exited(1), said("SyntaxError", 'near "{memory}" is missing'))

@@ -1,0 +1,414 @@
+"""What CloudFormation, Lambda and ECS do to the trigger, as stories; FAILURES.md's rows are named."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import index
+import pytest
+from botocore.exceptions import EndpointConnectionError
+
+from tests.constructs_lib.world import FAILED, LambdaTimeout, Run, World, fault
+
+ATTRIBUTES = {"RevisionBefore", "RevisionAfter", "TaskArn", "Duration"}
+MIGRATED = json.dumps({"fingerprint": "new", "before": "48871d03964b", "after": "49871d03964c"})
+
+
+def fingerprint(world: World) -> str:
+    return str(json.loads(world.recorded)["fingerprint"])
+
+
+def lose_the_invocation(world: World, after: float) -> None:
+    """Deliver a request to a Lambda that dies without a word."""
+
+    def die() -> None:
+        raise LambdaTimeout
+
+    world.after(after, die)
+    with pytest.raises(LambdaTimeout):
+        world.invoke(world.request("Update"))
+
+
+def test_a_create_starts_one_task_waits_for_it_and_says_what_it_did() -> None:
+    world = World([Run(seconds=42)], stack_status="CREATE_IN_PROGRESS")
+    answer = world.deliver("Create")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Data"]["RevisionBefore"] == "48871d03964b"
+    assert answer["Data"]["RevisionAfter"] == "49871d03964c"
+    assert answer["Data"]["TaskArn"] in world.tasks
+    assert answer["Data"]["Duration"] == "42"
+    assert len(world.called("RunTask")) == 1
+
+
+def test_the_task_runs_where_and_as_what_the_properties_say() -> None:
+    world = World([Run()])
+    world.deliver("Update")
+    started = world.called("RunTask")[0]
+    assert started["networkConfiguration"]["awsvpcConfiguration"] == {
+        "subnets": ["subnet-1", "subnet-2"],
+        "securityGroups": ["sg-1"],
+        "assignPublicIp": "DISABLED",
+    }
+    assert started["launchType"] == "FARGATE"
+    assert len(started["startedBy"]) <= 36
+    assert len(started["clientToken"]) <= 64
+
+
+def test_the_answer_follows_the_tasks_end_within_two_seconds() -> None:
+    world = World([Run(seconds=300.5)])
+    began = world.clock
+    world.deliver("Update")
+    assert world.clock - began <= 302.5
+
+
+def test_an_update_without_new_migrations_is_answered_without_a_call_to_ecs() -> None:  # C12
+    world = World(recorded=MIGRATED)
+    answer = world.deliver("Update")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Data"] == {
+        "RevisionBefore": "49871d03964c",
+        "RevisionAfter": "49871d03964c",
+        "TaskArn": "-",
+        "Duration": "-",
+    }
+    assert {name for name, _ in world.calls} == {"DescribeStacks", "GetParameter"}
+
+
+def test_unchanged_means_since_the_last_success_not_since_the_last_attempt() -> None:  # C17
+    world = World([Run(exit_code=1, said=FAILED), Run()], recorded=MIGRATED)
+    assert world.deliver("Update", "first", Fingerprint="newer")["Status"] == "FAILED"
+    assert world.deliver("Update", "second", Fingerprint="newer")["Status"] == "SUCCESS"
+    assert len(world.tasks) == 2
+
+
+def test_a_create_migrates_although_the_record_knows_the_fingerprint() -> None:
+    world = World([Run()], stack_status="CREATE_IN_PROGRESS", recorded=MIGRATED)
+    world.deliver("Create")
+    assert len(world.tasks) == 1
+
+
+def test_a_failure_that_changed_nothing_leaves_the_last_success_in_force() -> None:
+    world = World([Run(exit_code=1, said=FAILED)], recorded=MIGRATED)
+    world.deliver("Update", Fingerprint="newer")
+    assert world.recorded == MIGRATED
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        Run(exit_code=1, said={**FAILED, "at": "4a", "applied": ["4a"]}),
+        Run(exit_code=137, said=None),
+    ],
+    ids=["half-way", "killed"],
+)
+def test_after_a_failure_that_may_have_moved_the_schema_nothing_counts_as_unchanged(run: Run) -> None:
+    world = World([run, Run()], recorded=MIGRATED)
+    world.deliver("Update", "first", Fingerprint="newer")
+    assert fingerprint(world) == "-"
+    world.deliver("Update", "second")
+    assert len(world.tasks) == 2
+
+
+def test_every_success_carries_every_attribute() -> None:
+    for kind, status in [
+        ("Create", "CREATE"),
+        ("Update", "UPDATE"),
+        ("Update", "UPDATE_ROLLBACK"),
+        ("Delete", "DELETE"),
+    ]:
+        answer = World([Run(said=None)], stack_status=f"{status}_IN_PROGRESS").deliver(kind)
+        assert answer["Status"] == "SUCCESS"
+        assert set(answer["Data"]) == ATTRIBUTES
+        assert all(answer["Data"].values())
+
+
+def test_the_physical_id_never_changes_and_one_that_cloudformation_made_up_is_kept() -> None:  # C6, C7
+    world = World([Run(), Run()], stack_status="CREATE_IN_PROGRESS")
+    created = world.deliver("Create")["PhysicalResourceId"]
+    world.stack_status = "UPDATE_IN_PROGRESS"
+    assert world.deliver("Update", Fingerprint="newer")["PhysicalResourceId"] == created
+    made_up = {**world.request("Delete"), "PhysicalResourceId": "DevStack-Migration-1A2B3C"}
+    world.invoke(made_up)
+    assert world.answers[-1]["PhysicalResourceId"] == "DevStack-Migration-1A2B3C"
+
+
+def test_given_a_failed_create_the_later_delete_answers_at_once_and_starts_nothing() -> None:  # C7
+    world = World([Run(exit_code=1, said=FAILED)], stack_status="CREATE_IN_PROGRESS")
+    assert world.deliver("Create")["Status"] == "FAILED"
+    world.stack_status = "ROLLBACK_IN_PROGRESS"
+    began = world.clock
+    assert world.deliver("Delete", "request-2")["Status"] == "SUCCESS"
+    assert world.clock == began
+    assert len(world.tasks) == 1
+
+
+def test_a_delete_during_the_create_stops_the_task_and_both_are_answered() -> None:  # C7
+    world = World([Run(seconds=600)], stack_status="CREATE_IN_PROGRESS")
+    world.after(30, lambda: world.invoke(world.request("Delete", "request-2")))
+    world.invoke(world.request("Create"))
+    assert [(a["RequestId"], a["Status"]) for a in world.answers] == [("request-2", "SUCCESS"), ("request-1", "FAILED")]
+    assert not world.running
+
+
+def test_a_delete_succeeds_when_the_cluster_is_gone() -> None:
+    world = World(stack_status="DELETE_IN_PROGRESS", faults={"ListTasks": [fault("ClusterNotFoundException")]})
+    assert world.deliver("Delete")["Status"] == "SUCCESS"
+
+
+def test_a_rollback_runs_nothing_and_says_where_the_schema_is() -> None:  # C8
+    world = World([Run()])
+    world.deliver("Update")
+    world.stack_status = "UPDATE_ROLLBACK_IN_PROGRESS"
+    answer = world.deliver("Update", "request-2", Fingerprint="old")
+    assert answer["Status"] == "SUCCESS"
+    assert "49871d03964c" in answer["Reason"]
+    assert answer["Data"]["RevisionAfter"] == "49871d03964c"
+    assert len(world.tasks) == 1
+
+
+def test_after_a_rollback_the_same_migrations_need_no_second_task() -> None:
+    world = World([Run()])
+    world.deliver("Update", "first")
+    world.stack_status = "UPDATE_ROLLBACK_IN_PROGRESS"
+    world.deliver("Update", "second", Fingerprint="old")
+    world.stack_status = "UPDATE_IN_PROGRESS"
+    assert world.deliver("Update", "third")["Status"] == "SUCCESS"
+    assert len(world.tasks) == 1
+
+
+def test_a_cancelled_update_leaves_no_task_and_no_request_without_an_answer() -> None:  # C9
+    world = World([Run(seconds=600)], recorded=MIGRATED)
+
+    def cancel() -> None:
+        world.stack_status = "UPDATE_ROLLBACK_IN_PROGRESS"
+        world.invoke(world.request("Update", "rollback"))
+        assert not world.running
+
+    world.after(30, cancel)
+    world.invoke(world.request("Update", "update", Fingerprint="newer"))
+    assert [(a["RequestId"], a["Status"]) for a in world.answers] == [("rollback", "SUCCESS"), ("update", "FAILED")]
+
+
+def test_a_task_that_wins_the_race_against_its_cancellation_is_not_recorded_as_the_older_release() -> None:
+    world = World([Run(seconds=31, seconds_to_stop=60)], recorded=MIGRATED)
+
+    def cancel() -> None:
+        world.stack_status = "UPDATE_ROLLBACK_IN_PROGRESS"
+        world.invoke(world.request("Update", "rollback", Fingerprint="older"))
+        assert fingerprint(world) == "-"
+
+    world.after(30, cancel)
+    world.invoke(world.request("Update", "update", Fingerprint="newer"))
+
+
+def test_the_same_event_twice_while_the_task_runs_gives_one_task() -> None:  # C3
+    world = World([Run(seconds=100)])
+    world.after(10, lambda: world.invoke(world.request("Update")))
+    world.invoke(world.request("Update"))
+    assert len(world.tasks) == 1
+    assert [a["Status"] for a in world.answers] == ["SUCCESS", "SUCCESS"]
+
+
+def test_the_same_event_after_the_task_has_succeeded_gives_its_outcome() -> None:  # C3, C14
+    world = World([Run()], undeliverable=5)
+    with pytest.raises(Exception, match="not taken the answer"):
+        world.invoke(world.request("Update"))
+    world.recorded = "none"
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+    assert len(world.tasks) == 1
+
+
+def test_a_request_id_that_is_used_again_does_not_repeat_the_old_failure() -> None:  # C4
+    world = World([Run(exit_code=1, said=FAILED), Run()])
+    assert world.deliver("Update")["Status"] == "FAILED"
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+    assert len(world.tasks) == 2
+
+
+def test_an_event_that_comes_too_late_starts_nothing() -> None:  # C5
+    answer = World(stack_status="UPDATE_ROLLBACK_COMPLETE").deliver("Update")
+    assert answer["Status"] == "FAILED"
+    assert "came too late" in answer["Reason"]
+
+
+def test_a_watch_longer_than_an_invocation_goes_on_in_the_next_with_the_same_deadline() -> None:  # C15
+    world = World([Run(seconds=2500)])
+    answer = world.deliver("Update", Timeout="3300")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Data"]["Duration"] == "2500"
+    assert len(world.tasks) == 1
+    assert 2 <= len(world.called("Invoke")) <= 5
+
+
+def test_at_the_deadline_the_task_is_stopped_and_the_answer_is_in_time() -> None:  # C1
+    world = World([Run(seconds=99999, seconds_to_stop=120)])
+    began = world.clock
+    answer = world.deliver("Update")
+    assert answer["Status"] == "FAILED"
+    assert "took longer than its timeout of 30 min" in answer["Reason"]
+    assert not world.running
+    assert world.clock - began < 1800 + 180
+
+
+def test_a_task_that_can_not_be_stopped_does_not_keep_cloudformation_waiting() -> None:
+    world = World([Run(seconds=99999, seconds_to_stop=9999)])
+    began = world.clock
+    answer = world.deliver("Update")
+    assert "unknown" in answer["Reason"]
+    assert world.clock - began < 1800 + 180
+
+
+def test_a_retry_counts_the_deadline_from_the_tasks_start() -> None:
+    world = World([Run(seconds=99999)])
+    began = world.clock
+    lose_the_invocation(world, after=100)
+    world.deliver("Update")
+    assert world.clock - began < 1800 + 180
+
+
+@pytest.mark.parametrize("operation", ["DescribeStacks", "GetParameter", "ListTasks", "RunTask", "DescribeTasks"])
+def test_throttling_is_waited_out(operation: str) -> None:  # C16
+    world = World([Run()], faults={operation: [fault("ThrottlingException")] * 4})
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+
+
+def test_failed_polls_are_never_final() -> None:  # C16
+    lost = EndpointConnectionError(endpoint_url="https://ecs.us-west-2.amazonaws.com")
+    polls = [fault("ServerException", status=500), lost, fault("ThrottlingException")] * 50
+    world = World([Run(seconds=400)], faults={"DescribeTasks": polls})
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("operation", ["RunTask", "DescribeTasks", "PutParameter"])
+def test_a_permission_may_take_a_while_to_propagate(operation: str) -> None:  # C16
+    world = World([Run()], faults={operation: [fault("AccessDeniedException")] * 5})
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+
+
+def test_a_permission_that_is_missing_is_named_after_90_seconds() -> None:
+    world = World([Run()], faults={"RunTask": [fault("AccessDeniedException")] * 99})
+    began = world.clock
+    answer = world.deliver("Update")
+    assert "AccessDeniedException" in answer["Reason"]
+    assert 90 <= world.clock - began < 120
+
+
+def test_a_task_without_room_is_tried_again() -> None:  # E1
+    world = World([Run()], no_room=3)
+    began = world.clock
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+    assert world.clock - began == 5 + 10 + 20 + 20
+
+
+def test_a_task_that_finds_no_room_for_five_minutes_fails_with_the_reason_of_ecs() -> None:  # E1
+    world = World(no_room=999, recorded=MIGRATED)
+    began = world.clock
+    answer = world.deliver("Update", Fingerprint="newer")
+    assert answer["Status"] == "FAILED"
+    assert "RESOURCE:ENI" in answer["Reason"]
+    assert 300 <= world.clock - began < 340
+    assert world.recorded == MIGRATED
+
+
+def test_a_conflict_on_the_token_is_our_own_task() -> None:  # E2
+    world = World([Run()])
+    world.aws().ecs.run_task(cluster="c", taskDefinition="t:6", startedBy="someone", clientToken="other")
+    arn = next(iter(world.tasks))
+    world.faults["RunTask"] = [fault("ConflictException", resourceIds=[arn])]
+    assert world.deliver("Update")["Data"]["TaskArn"] == arn
+
+
+def test_a_task_that_ecs_does_not_know_yet_is_waited_for() -> None:  # E3
+    world = World([Run(seconds=200)], unseen_for=100)
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+
+
+def test_a_task_that_ecs_has_lost_is_a_failure() -> None:  # E7
+    world = World([Run(seconds=20)], unseen_for=99999)
+    began = world.clock
+    answer = world.deliver("Update")
+    assert answer["Status"] == "FAILED"
+    assert "unknown" in answer["Reason"]
+    assert 120 < world.clock - began < 130
+
+
+def test_a_result_line_that_comes_late_is_read() -> None:  # E8
+    world = World([Run(exit_code=1, said=FAILED)], silent_reads=2)
+    assert "UndefinedColumn" in world.deliver("Update")["Reason"]
+
+
+def test_a_task_that_says_nothing_costs_no_more_than_two_seconds() -> None:  # E8
+    world = World([Run(said=None)])
+    began = world.clock
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+    assert world.clock - began <= 20 + 2
+    assert len(world.called("GetLogEvents")) == 3
+
+
+def test_an_older_task_that_still_runs_is_ended_before_the_new_one_starts() -> None:
+    world = World([Run(seconds=500), Run()])
+    lose_the_invocation(world, after=5)
+    older = world.running
+    answer = world.deliver("Update", "second", TaskDefinition="arn:aws:ecs:us-west-2:1:task-definition/family:8")
+    assert answer["Status"] == "SUCCESS"
+    assert [stopped["task"] for stopped in world.called("StopTask")] == older
+
+
+def test_a_task_that_is_already_being_stopped_is_not_adopted() -> None:
+    world = World([Run(seconds=500, seconds_to_stop=60), Run()])
+    lose_the_invocation(world, after=5)
+    (dying,) = world.running
+    world.aws().ecs.stop_task(cluster="c", task=dying, reason="someone stopped it")
+    answer = world.deliver("Update", "second")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Data"]["TaskArn"] != dying
+
+
+def test_a_role_that_is_too_new_is_waited_for() -> None:  # E9
+    message = "ECS was unable to assume the role 'arn:aws:iam::111122223333:role/new' that was provided for this task."
+    world = World([Run()], faults={"RunTask": [fault("ClientException", message)] * 3})
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+
+
+def test_waiting_for_room_does_not_move_the_deadline() -> None:  # C1, E1
+    world = World([Run(seconds=99999, seconds_to_stop=120)], no_room=9)
+    began = world.clock
+    assert world.deliver("Update")["Status"] == "FAILED"
+    assert world.clock - began < 1800 + 180
+
+
+def test_nonsense_gets_an_answer_too() -> None:  # C1
+    world = World()
+    event = world.request("Update")
+    del event["ResourceProperties"]["Cluster"]
+    world.invoke(event)
+    assert world.answers[0]["Status"] == "FAILED"
+    assert "Cluster" in world.answers[0]["Reason"]
+
+
+def test_the_signed_address_reaches_no_log(caplog: pytest.LogCaptureFixture) -> None:  # C11
+    world = World([Run(seconds=1000)], faults={"PutParameter": [ValueError("unexpected")]}, undeliverable=5)
+    with pytest.raises(Exception, match="not taken") as failure:
+        world.invoke(world.request("Update"))
+    assert "request" in caplog.text
+    assert "c0ffee" not in caplog.text + str(failure.value)
+    assert failure.value.__cause__ is None
+
+
+def test_the_function_needs_nothing_but_the_standard_library_and_boto3() -> None:
+    handler = Path(index.__file__).parent
+    program = "import sys, index; sys.exit(any(name in sys.modules for name in ('aws_cdk', 'jsii', 'constructs_lib')))"
+    subprocess.run([sys.executable, "-c", program], cwd=handler, check=True, env={"PYTHONPATH": str(handler)})
+
+
+def test_what_the_runner_says_reaches_the_person_who_deploys() -> None:
+    answer = World([Run(exit_code=1, said=FAILED)]).deliver("Update")
+    assert answer["Reason"].startswith(
+        'Migration 49871d03964c failed: UndefinedColumn: column "name" does not exist. '
+        "The transaction was rolled back; the schema is still at 48871d03964b. "
+        "Log: /ecs/dev/migration-task, task 00000000000000000000000000000001. "
+        "https://us-west-2.console.aws.amazon.com/cloudwatch/home?region=us-west-2#logsV2:log-groups/"
+    )

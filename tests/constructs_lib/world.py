@@ -1,0 +1,285 @@
+"""CloudFormation, Lambda and ECS as the trigger meets them, with a clock that waits for nobody.
+
+Every call is checked against botocore's own model of the service, so that a misspelt parameter fails here too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+import index
+from aws import Aws
+from botocore.exceptions import ClientError
+from botocore.validate import ParamValidator
+from decision import resource_id
+
+LAMBDA_SECONDS = 900
+STACK = "arn:aws:cloudformation:us-west-2:111122223333:stack/DevStack/51af3dc0-da77-11e4-872e-1234567db123"
+CLUSTER = "arn:aws:ecs:us-west-2:111122223333:cluster/dev-inventory-cluster"
+TASK_DEFINITION = "arn:aws:ecs:us-west-2:111122223333:task-definition/dev-migration-task:7"
+URL = "https://cloudformation-custom-resource-response.example/answer?X-Amz-Signature=c0ffee"
+PROPERTIES = {
+    "ServiceToken": "arn:aws:lambda:us-west-2:111122223333:function:trigger",
+    "Cluster": CLUSTER,
+    "TaskDefinition": TASK_DEFINITION,
+    "Container": "migration",
+    "Subnets": ["subnet-1", "subnet-2"],
+    "SecurityGroups": ["sg-1"],
+    "AssignPublicIp": "DISABLED",
+    "LogGroup": "/ecs/dev/migration-task",
+    "LogStreamPrefix": "migration",
+    "MemoryLimitMiB": "512",
+    "Timeout": "1800",
+    "Target": "49871d03964c",
+    "Fingerprint": "new",
+    "OutcomeParameter": "outcome",
+    "Revisions": ["49871d03964c rename name to sku", "48871d03964b create items"],
+}
+SUCCEEDED = {"event": "migration.result", "from": "48871d03964b", "at": "49871d03964c", "applied": ["49871d03964c"]}
+FAILED = {
+    "event": "migration.result",
+    "from": "48871d03964b",
+    "at": "48871d03964b",
+    "applied": [],
+    "error": {
+        "kind": "UndefinedColumn",
+        "sqlstate": "42703",
+        "revision": "49871d03964c",
+        "message": 'column "name" does not exist',
+        "hint": None,
+    },
+}
+
+
+class LambdaTimeout(BaseException):
+    """Lambda ended the invocation; nothing in the function can catch that."""
+
+
+@dataclass
+class Run:
+    """How a task that is started will go: for how long, how it ends, and what it says."""
+
+    seconds: float = 20
+    exit_code: int | None = 0
+    stop_code: str = "EssentialContainerExited"
+    stopped_reason: str = "Essential container in task exited"
+    said: Mapping[str, Any] | None = field(default_factory=lambda: SUCCEEDED)
+    seconds_to_stop: float = 2
+
+
+@dataclass
+class World:
+    """All of it at once: give it runs and faults, deliver requests, read the answers."""
+
+    runs: list[Run] = field(default_factory=list)
+    stack_status: str = "UPDATE_IN_PROGRESS"
+    recorded: str = "none"
+    faults: dict[str, list[Exception]] = field(default_factory=dict)
+    no_room: int = 0
+    silent_reads: int = 0
+    unseen_for: float = 0
+    clock: float = 1_800_000_000
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    calls: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    tasks: dict[str, tuple[Run, dict[str, Any]]] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    later: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
+    invocations: list[dict[str, Any]] = field(default_factory=list)
+    invocation_ends: float = 0
+    undeliverable: int = 0
+
+    def request(self, kind: str, request_id: str = "request-1", **properties: Any) -> dict[str, Any]:
+        """An event of CloudFormation."""
+        event = {
+            "RequestType": kind,
+            "StackId": STACK,
+            "RequestId": request_id,
+            "ResponseURL": URL,
+            "ResourceType": "Custom::DatabaseMigration",
+            "LogicalResourceId": "Migration8F2B1C3D",
+            "ResourceProperties": {**PROPERTIES, **properties},
+        }
+        if kind != "Create":
+            event["PhysicalResourceId"] = resource_id(STACK, "Migration8F2B1C3D")
+        return event
+
+    def deliver(self, kind: str, request_id: str = "request-1", **properties: Any) -> dict[str, Any]:
+        """Send a request, let the function and its continuations run, and return CloudFormation's only answer."""
+        before = len(self.answers)
+        self.invoke(self.request(kind, request_id, **properties))
+        mine = [answer for answer in self.answers[before:] if answer["RequestId"] == request_id]
+        assert len(mine) == 1
+        return mine[0]
+
+    def invoke(self, event: dict[str, Any]) -> None:
+        """Run the function, and every invocation that it has asked for."""
+        outer_end = self.invocation_ends
+        self.invocations.append(event)
+        while self.invocations:
+            self.invocation_ends = self.clock + LAMBDA_SECONDS
+            context = SimpleNamespace(
+                invoked_function_arn="arn:aws:lambda:us-west-2:111122223333:function:trigger",
+                get_remaining_time_in_millis=lambda: int((self.invocation_ends - self.clock) * 1000),
+            )
+            index.respond(self.invocations.pop(0), context, self.aws())
+        self.invocation_ends = outer_end
+
+    def aws(self) -> Aws:
+        """What the function is given."""
+        return Aws(
+            ecs=self._client(
+                "ecs", RunTask=self._run, ListTasks=self._list, DescribeTasks=self._tell, StopTask=self._stop
+            ),
+            logs=self._client("logs", GetLogEvents=self._log),
+            ssm=self._client("ssm", GetParameter=self._get, PutParameter=self._put),
+            cloudformation=self._client("cloudformation", DescribeStacks=self._stack),
+            functions=self._client("lambda", Invoke=self._hand_on),
+            put=self._answer,
+            now=lambda: self.clock,
+            sleep=self.sleep,
+        )
+
+    def sleep(self, seconds: float) -> None:
+        """Time passes, and what is due happens."""
+        self.clock += seconds
+        if self.clock > self.invocation_ends:
+            raise LambdaTimeout
+        for moment in [one for one in self.later if one[0] <= self.clock]:
+            self.later.remove(moment)
+            moment[1]()
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        """Let something happen while the function waits."""
+        self.later.append((self.clock + seconds, action))
+
+    def called(self, operation: str) -> list[dict[str, Any]]:
+        """The parameters of every call of an operation."""
+        return [parameters for name, parameters in self.calls if name == operation]
+
+    @property
+    def running(self) -> list[str]:
+        """The tasks that run now."""
+        return [arn for arn in self.tasks if self._describe(arn)["lastStatus"] != "STOPPED"]
+
+    def _client(self, service: str, **operations: Callable[..., dict[str, Any]]) -> SimpleNamespace:
+        real = _real_client(service)
+        methods = {operation: method for method, operation in real.meta.method_to_api_mapping.items()}
+
+        def call(operation: str) -> Callable[..., dict[str, Any]]:
+            def called(**parameters: Any) -> dict[str, Any]:
+                shape = real.meta.service_model.operation_model(operation).input_shape
+                report = ParamValidator().validate(parameters, shape)
+                assert not report.has_errors(), report.generate_report()
+                self.calls.append((operation, parameters))
+                if faults := self.faults.get(operation):
+                    raise faults.pop(0)
+                return operations[operation](**parameters)
+
+            return called
+
+        return SimpleNamespace(exceptions=real.exceptions, **{methods[name]: call(name) for name in operations})
+
+    def _run(self, *, startedBy: str, clientToken: str, taskDefinition: str, **_: Any) -> dict[str, Any]:  # noqa: N803
+        if self.no_room:
+            self.no_room -= 1
+            return {"tasks": [], "failures": [{"reason": "RESOURCE:ENI"}]}
+        arn = self.tokens.get(clientToken)
+        if arn is None:
+            arn = f"arn:aws:ecs:us-west-2:111122223333:task/dev-inventory-cluster/{len(self.tasks) + 1:032x}"
+            self.tokens[clientToken] = arn
+            created = {"taskArn": arn, "taskDefinitionArn": taskDefinition, "startedBy": startedBy}
+            self.tasks[arn] = (self.runs.pop(0), {**created, "createdAt": datetime.fromtimestamp(self.clock, UTC)})
+        return {"tasks": [self._describe(arn)], "failures": []}
+
+    def _list(self, *, startedBy: str, desiredStatus: str, **_: Any) -> dict[str, Any]:  # noqa: N803
+        ours = [self._describe(arn) for arn, (_, task) in self.tasks.items() if task["startedBy"] == startedBy]
+        return {"taskArns": [task["taskArn"] for task in ours if task["desiredStatus"] == desiredStatus]}
+
+    def _tell(self, *, tasks: list[str], **_: Any) -> dict[str, Any]:
+        seen = [a for a in tasks if self.clock >= self.tasks[a][1]["createdAt"].timestamp() + self.unseen_for]
+        missing = [{"arn": arn, "reason": "MISSING"} for arn in tasks if arn not in seen]
+        return {"tasks": [self._describe(arn) for arn in seen], "failures": missing}
+
+    def _describe(self, arn: str) -> dict[str, Any]:
+        run, task = self.tasks[arn]
+        ends = task["createdAt"].timestamp() + run.seconds
+        stops = task.get("stop_asked", float("inf")) + run.seconds_to_stop
+        known = {name: task[name] for name in ("taskArn", "taskDefinitionArn", "startedBy", "createdAt")}
+        known["desiredStatus"] = "STOPPED" if "stop_asked" in task or self.clock >= ends else "RUNNING"
+        if self.clock < min(ends, stops):
+            return {**known, "lastStatus": "RUNNING", "containers": [{"name": "migration"}]}
+        if ends <= stops:
+            exit_code, code, reason = run.exit_code, run.stop_code, run.stopped_reason
+        else:
+            exit_code, code, reason = 143, "UserInitiated", task["stop_reason"]
+        container = {"name": "migration"} | ({} if exit_code is None else {"exitCode": exit_code})
+        if code != "TaskFailedToStart":
+            known["startedAt"] = known["createdAt"]
+        return {**known, "lastStatus": "STOPPED", "stopCode": code, "stoppedReason": reason, "containers": [container]}
+
+    def _stop(self, *, task: str, reason: str, **_: Any) -> dict[str, Any]:
+        self.tasks[task][1].setdefault("stop_asked", self.clock)
+        self.tasks[task][1].setdefault("stop_reason", reason)
+        return {"task": self._describe(task)}
+
+    def _log(self, *, logStreamName: str, **_: Any) -> dict[str, Any]:  # noqa: N803
+        prefix, container, task_id = logStreamName.split("/")
+        assert (prefix, container) == ("migration", "migration")
+        said = next(run.said for arn, (run, _) in self.tasks.items() if arn.endswith(task_id))
+        if said is None:
+            raise fault("ResourceNotFoundException", service="logs")
+        if self.silent_reads:
+            self.silent_reads -= 1
+            return {"events": []}
+        return {
+            "events": [
+                {"message": "starting"},
+                {"message": json.dumps(said)},
+                {"message": '{"event": "bye"}'},
+                {"message": "7"},
+            ]
+        }
+
+    def _get(self, **_: Any) -> dict[str, Any]:
+        return {"Parameter": {"Value": self.recorded}}
+
+    def _put(self, *, Value: str, **_: Any) -> dict[str, Any]:  # noqa: N803
+        self.recorded = Value
+        return {}
+
+    def _stack(self, **_: Any) -> dict[str, Any]:
+        return {"Stacks": [{"StackStatus": self.stack_status}]}
+
+    def _hand_on(self, *, Payload: bytes, **_: Any) -> dict[str, Any]:  # noqa: N803
+        self.invocations.append(json.loads(Payload))
+        return {}
+
+    def _answer(self, url: str, content: bytes) -> None:
+        assert url == URL
+        assert len(content) <= 4096
+        if self.undeliverable:
+            self.undeliverable -= 1
+            raise ConnectionResetError
+        self.answers.append(json.loads(content))
+
+
+def fault(
+    code: str, message: str = "as AWS puts it", *, service: str = "ecs", status: int = 400, **fields: Any
+) -> ClientError:
+    """What botocore raises for an error of AWS."""
+    error = {"Code": code, "Message": message}
+    response: Any = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": status}, **fields}
+    raised: ClientError = _real_client(service).exceptions.from_code(code)(response, "")
+    return raised
+
+
+@cache
+def _real_client(service: str) -> Any:
+    return boto3.client(service, region_name="us-west-2", aws_access_key_id="none", aws_secret_access_key="none")
