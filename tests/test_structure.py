@@ -11,7 +11,7 @@ from local_aws.machine import CLONE
 
 OURS = {"app", "stacks", "constructs_lib", "migration_runner", "migrations", "inventory_service", "local_aws"}
 CDK = {"aws_cdk", "constructs", "jsii"}
-HANDLER = {"index", "decision", "ecs_task", "outcome", "cfn_response"}
+HANDLER = {"index", "aws", "decision", "ecs_task", "outcome", "cfn_response"}
 
 
 def imports(path: str) -> set[str]:
@@ -43,7 +43,7 @@ def packages(path: str) -> set[str]:
         ("migration_runner", {"migration_runner", "alembic", "sqlalchemy", "psycopg2"}),
         (
             "inventory_service",
-            {"inventory_service", "alembic", "sqlalchemy", "fastapi", "pydantic", "starlette", "uvicorn"},
+            {"inventory_service", "alembic", "sqlalchemy", "psycopg2", "fastapi", "pydantic", "starlette", "uvicorn"},
         ),
         ("local_aws", {"local_aws", "boto3", "botocore", "ministack", "psutil", "psycopg2", "trustme"}),
     ],

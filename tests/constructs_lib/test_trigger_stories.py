@@ -64,6 +64,12 @@ def test_the_answer_follows_the_tasks_end_within_two_seconds() -> None:
     assert world.clock - began <= 302.5
 
 
+def test_ecs_is_asked_every_second_for_two_minutes_and_then_every_other() -> None:
+    world = World([Run(seconds=200)])
+    world.deliver("Update")
+    assert len(world.called("DescribeTasks")) == 120 + 40 + 1
+
+
 def test_an_update_without_new_migrations_is_answered_without_a_call_to_ecs() -> None:  # C12
     world = World(recorded=MIGRATED)
     answer = world.deliver("Update")

@@ -229,9 +229,10 @@ class World:
         self.tasks[task][1].setdefault("stop_reason", reason)
         return {"task": self._describe(task)}
 
-    def _log(self, *, logStreamName: str, **_: Any) -> dict[str, Any]:  # noqa: N803
+    def _log(self, *, logStreamName: str, startFromHead: bool, **_: Any) -> dict[str, Any]:  # noqa: N803
         prefix, container, task_id = logStreamName.split("/")
         assert (prefix, container) == ("migration", "migration")
+        assert not startFromHead
         said = next(run.said for arn, (run, _) in self.tasks.items() if arn.endswith(task_id))
         if said is None:
             raise fault("ResourceNotFoundException", service="logs")
@@ -250,7 +251,8 @@ class World:
     def _get(self, **_: Any) -> dict[str, Any]:
         return {"Parameter": {"Value": self.recorded}}
 
-    def _put(self, *, Value: str, **_: Any) -> dict[str, Any]:  # noqa: N803
+    def _put(self, *, Value: str, Overwrite: bool, **_: Any) -> dict[str, Any]:  # noqa: N803
+        assert Overwrite
         self.recorded = Value
         return {}
 

@@ -1,0 +1,44 @@
+"""The revisions of an Alembic project, as a deployment sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from migration_runner.revisions import head, read_revisions
+
+
+class AlembicMigrations:
+    """The migrations of an Alembic project, read at synth: its files are not imported, no database is asked.
+
+    Args:
+        config: the project's ``alembic.ini``; a relative path is one from the working directory.
+
+    Raises:
+        ValueError: there is no such file, no revision, more than one head, or a broken chain.
+    """
+
+    def __init__(self, config: str | Path) -> None:
+        self._revisions = read_revisions(config)
+
+    @property
+    def target(self) -> str:
+        """The revision that a deployment migrates to: the head."""
+        return head(self._revisions)
+
+    @property
+    def lines(self) -> list[str]:
+        """The revisions for a person, newest first, such as ``49871d03964c rename name to sku``."""
+        return [f"{one.revision} {one.message}" for one in self._revisions]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a revision is added, removed, edited or moved; not with ``env.py``, models or the image.
+
+        A revision runs once, so what only surrounds the revisions can't change what a database has been through.
+        """
+        facts = [
+            [one.revision, sorted(one.down_revisions), sorted(one.depends_on), one.checksum] for one in self._revisions
+        ]
+        return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()

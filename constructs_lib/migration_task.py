@@ -1,0 +1,367 @@
+"""The construct that other teams use: a database migration that runs before the services update."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import jsii
+from aws_cdk import Aspects, CfnResource, CustomResource, Duration, IAspect, RemovalPolicy, Stack
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs
+from aws_cdk import aws_secretsmanager as secretsmanager
+from constructs import Construct, IConstruct
+
+from constructs_lib.alembic_migrations import AlembicMigrations
+from constructs_lib.migration_trigger import MigrationTrigger
+
+CONTAINER = "migration"
+LOG_STREAM_PREFIX = "migration"
+# CloudFormation waits for an hour at most, and the answer needs three minutes after the deadline.
+MIN_TIMEOUT, MAX_TIMEOUT = Duration.minutes(1), Duration.minutes(55)
+ANSWER_MARGIN = Duration.minutes(3)
+ROUTES = (ec2.CfnRoute, ec2.CfnSubnetRouteTableAssociation, ec2.CfnVPCEndpoint, ec2.CfnNatGateway)
+NEVER_HELD_BACK = (
+    "AWS::EC2::InternetGateway",
+    "AWS::EC2::NatGateway",
+    "AWS::EC2::Route",
+    "AWS::EC2::SecurityGroup",
+    "AWS::EC2::Subnet",
+    "AWS::EC2::VPC",
+    "AWS::ECS::Cluster",
+    "AWS::IAM::",
+    "AWS::KMS::",
+    "AWS::Logs::",
+    "AWS::RDS::",
+    "AWS::SecretsManager::",
+)
+
+
+@jsii.implements(ec2.IConnectable, iam.IGrantable)
+class MigrationTask(Construct):
+    """Migrates a database with a one-off Fargate task, and holds back what must wait until it has succeeded.
+
+    A deployment that changes no migration starts no task. One whose migration fails fails with the reason, and
+    rolls back before anything that ``execute_before`` names has been touched. The schema itself is never rolled
+    back, and never touched when the stack is deleted.
+
+    The contract with the container: it runs to completion, and exit code 0 means migrated. One migration adds 14
+    resources at most, each numbered here and in MigrationTrigger with its reason.
+
+    Args:
+        scope: the stack of the services, so that a migration and its services deploy and roll back together.
+        construct_id: in that scope. Changing it makes another resource, and so runs the migration again.
+        cluster: where the task runs; its VPC is the task's.
+        image: holds the migrations and the tool that runs them: the service's own image, as a rule.
+        database_secret: as RDS writes it: a JSON object with username and password, and host, port and dbname
+            unless given beside it. The container gets it as DATABASE_SECRET.
+        migrations: an Alembic project, whose head is the target. None for any other tool; then give ``command``
+            and ``version``.
+        command: of the container. Default: ``python -m migration_runner upgrade``.
+        version: names the state to migrate to when there are no ``migrations``: the task runs when it changes.
+        environment: more environment variables of the container.
+        security_groups: of the task. Default: one of its own, see ``connections``.
+        vpc_subnets: where the task runs. Default: the VPC's private subnets. Public ones give it a public address.
+        database_host: for a secret that has none, as DATABASE_HOST. With it in place the migration also runs when
+            the database is replaced by another one with the same secret.
+        database_port: for a secret that has none, as DATABASE_PORT.
+        database_name: for a secret that has none, as DATABASE_NAME.
+        cpu: in units of 1/1024 vCPU; 256 by default.
+        memory_limit_mib: in MiB, one that Fargate offers for ``cpu``; 512 by default.
+        runtime_platform: of the image. Default: Linux on X86_64.
+        readonly_root_filesystem: true by default; /tmp is writable all the same.
+        timeout: how long the task may run, from 1 to 55 minutes, 30 by default; then it is stopped.
+        family: of the task definition. Default: generated.
+        execution_role: which ECS uses to pull the image and read the secret; it gets these permissions. Default:
+            one of its own.
+        log_group: of the task; not together with ``log_group_name``. Default: one of its own, which stays when the
+            migration is deleted.
+        log_group_name: of the log group that is made. Default: generated.
+        log_retention: of the log groups that are made; three months by default.
+        force: a text; the migration runs again when it changes.
+
+    Raises:
+        ValueError: the timeout is out of bounds, or two parameters exclude each other.
+    """
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        cluster: ecs.ICluster,
+        image: ecs.ContainerImage,
+        database_secret: secretsmanager.ISecret,
+        migrations: AlembicMigrations | None = None,
+        command: Sequence[str] | None = None,
+        version: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        security_groups: Sequence[ec2.ISecurityGroup] | None = None,
+        vpc_subnets: ec2.SubnetSelection | None = None,
+        database_host: str | None = None,
+        database_port: int | None = None,
+        database_name: str | None = None,
+        cpu: int = 256,
+        memory_limit_mib: int = 512,
+        runtime_platform: ecs.RuntimePlatform | None = None,
+        readonly_root_filesystem: bool = True,
+        timeout: Duration | None = None,
+        family: str | None = None,
+        execution_role: iam.IRole | None = None,
+        log_group: logs.ILogGroup | None = None,
+        log_group_name: str | None = None,
+        log_retention: logs.RetentionDays = logs.RetentionDays.THREE_MONTHS,
+        force: str = "",
+    ) -> None:
+        super().__init__(scope, construct_id)
+        if migrations and version is not None:
+            raise ValueError(
+                f"migrations and version={version!r} exclude each other: the revisions are the version. Drop one."
+            )
+        if not migrations and not (command and version):
+            raise ValueError("without migrations, give both command and version, such as version='V7'.")
+        if log_group and log_group_name:
+            raise ValueError(f"log_group and log_group_name={log_group_name!r} exclude each other: drop one.")
+        timeout = timeout or Duration.minutes(30)
+        if not MIN_TIMEOUT.to_seconds() <= timeout.to_seconds() <= MAX_TIMEOUT.to_seconds():
+            raise ValueError(
+                f"timeout is {timeout.to_seconds() / 60:g} minutes, but must be from 1 to 55 minutes: CloudFormation "
+                "waits for an hour."
+            )
+        command = list(command or ["python", "-m", "migration_runner", "upgrade"])
+        target = migrations.target if migrations else str(version)
+
+        # 8: kept for whoever looks into a failure later, but not after a failed creation, or its name would be taken.
+        self.log_group: logs.ILogGroup = log_group or logs.LogGroup(
+            self,
+            "Log",
+            log_group_name=log_group_name,
+            retention=log_retention,
+            removal_policy=RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
+        )
+        # 9 to 12: the task definition, the role of what runs in the container, the role with which ECS pulls the
+        # image, reads the secret and writes the log, and that role's policy.
+        self.task_definition = ecs.FargateTaskDefinition(
+            self,
+            "TaskDefinition",
+            family=family,
+            cpu=cpu,
+            memory_limit_mib=memory_limit_mib,
+            execution_role=execution_role,
+            # Explicit, or an image of the other processor fails only when it runs.
+            runtime_platform=runtime_platform
+            or ecs.RuntimePlatform(
+                cpu_architecture=ecs.CpuArchitecture.X86_64,
+                operating_system_family=ecs.OperatingSystemFamily.LINUX,
+            ),
+            volumes=[ecs.Volume(name="tmp")],
+        )
+        given = {"DATABASE_HOST": database_host, "DATABASE_PORT": database_port, "DATABASE_NAME": database_name}
+        database = {name: str(value) for name, value in given.items() if value is not None}
+        container = self.task_definition.add_container(
+            CONTAINER,
+            container_name=CONTAINER,
+            image=image,
+            command=command,
+            environment={**(environment or {}), **database, "MIGRATION_TARGET": target},
+            secrets={"DATABASE_SECRET": ecs.Secret.from_secrets_manager(database_secret)},
+            # The default mode drops lines when CloudWatch is slow; the last line is the one that counts.
+            logging=ecs.LogDrivers.aws_logs(
+                stream_prefix=LOG_STREAM_PREFIX, log_group=self.log_group, mode=ecs.AwsLogDriverMode.BLOCKING
+            ),
+            readonly_root_filesystem=readonly_root_filesystem,
+            # Signals reach the migration, and it has the longest time that Fargate grants to roll back.
+            linux_parameters=ecs.LinuxParameters(self, "LinuxParameters", init_process_enabled=True),
+            stop_timeout=Duration.seconds(120),
+        )
+        container.add_mount_points(ecs.MountPoint(container_path="/tmp", source_volume="tmp", read_only=False))  # noqa: S108
+
+        # 13: only when none is given.
+        groups = list(security_groups or [ec2.SecurityGroup(self, "SecurityGroup", vpc=cluster.vpc)])
+        self._connections = ec2.Connections(security_groups=groups)
+        subnets = _selected(cluster.vpc, vpc_subnets or ec2.SubnetSelection())
+        service_timeout = timeout.plus(ANSWER_MARGIN)
+        trigger = MigrationTrigger(
+            self,
+            "Trigger",
+            cluster=cluster,
+            task_definition=self.task_definition,
+            log_group=self.log_group,
+            log_stream_prefix=LOG_STREAM_PREFIX,
+            service_timeout=service_timeout,
+            log_retention=log_retention,
+        )
+        facts = [migrations.fingerprint if migrations else version, command, force]
+        fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        # 14: the migration itself, as CloudFormation sees it.
+        self._resource = CustomResource(
+            self,
+            "Resource",
+            resource_type="Custom::DatabaseMigration",
+            service_token=trigger.function.function_arn,
+            service_timeout=service_timeout,
+            properties={
+                "Revisions": _window(migrations.lines if migrations else [target]),
+                # Another database, or another secret to reach it, has not been migrated by the last task.
+                "Fingerprint": " ".join([fingerprint, database_secret.secret_arn, *database.values()]),
+                "Target": target,
+                "Cluster": cluster.cluster_arn,
+                "TaskDefinition": self.task_definition.task_definition_arn,
+                "Container": CONTAINER,
+                "Subnets": subnets.subnet_ids,
+                "SecurityGroups": [group.security_group_id for group in groups],
+                "AssignPublicIp": "ENABLED" if subnets.has_public else "DISABLED",
+                "LogGroup": self.log_group.log_group_name,
+                "LogStreamPrefix": LOG_STREAM_PREFIX,
+                "MemoryLimitMiB": memory_limit_mib,
+                "Timeout": timeout.to_seconds(),
+                "OutcomeParameter": trigger.outcome.parameter_name,
+            },
+        )
+        # What a task needs and CloudFormation can't see: it knows the task definition, not that a task will run.
+        self._resource.node.add_dependency(
+            trigger,
+            self.task_definition.task_role,
+            self.task_definition.obtain_execution_role(),
+            self.log_group,
+            database_secret,
+        )
+        Aspects.of(Stack.of(self)).add(cast(IAspect, _FollowNetwork(self._resource, groups)))
+
+    @property
+    def connections(self) -> ec2.Connections:
+        """The task's network connections: ``migration.connections.allow_to_default_port(database)``."""
+        return self._connections
+
+    @property
+    def grant_principal(self) -> iam.IPrincipal:
+        """What runs in the container; ECS's own permissions are the execution role's."""
+        return self.task_definition.task_role
+
+    @property
+    def revision_before(self) -> str:
+        """The revision of the schema before the last deployment; "-" when unknown."""
+        return self._resource.get_att_string("RevisionBefore")
+
+    @property
+    def revision_after(self) -> str:
+        """The revision of the schema after the last deployment; "-" when unknown."""
+        return self._resource.get_att_string("RevisionAfter")
+
+    @property
+    def task_arn(self) -> str:
+        """The task of the last deployment; "-" when it started none."""
+        return self._resource.get_att_string("TaskArn")
+
+    @property
+    def duration(self) -> str:
+        """How long the migration took, in seconds; "-" when no task was started."""
+        return self._resource.get_att_string("Duration")
+
+    def execute_before(self, *scopes: Construct) -> None:
+        """Let what is given be created and updated only after the migration has succeeded.
+
+        Args:
+            scopes: a service or another resource; a whole construct, of which everything waits but networks,
+                permissions, log groups and databases, since the migration may need these itself; or another stack.
+
+        Raises:
+            ValueError: the migration is itself a part of a scope.
+        """
+        for scope in scopes:
+            self._refuse_own(scope)
+            if isinstance(scope, Stack):
+                scope.add_dependency(Stack.of(self), "its schema must be migrated first")
+            elif resource := _main_resource(scope):
+                resource.node.add_dependency(self._resource)
+            else:
+                Aspects.of(scope).add(cast(IAspect, _HoldBack(self._resource)))
+
+    def execute_after(self, *scopes: Construct) -> None:
+        """Run the migration only after everything that is given has been created and updated.
+
+        Args:
+            scopes: resources, whole constructs, or other stacks.
+
+        Raises:
+            ValueError: the migration is itself a part of a scope.
+        """
+        for scope in scopes:
+            self._refuse_own(scope)
+            if isinstance(scope, Stack):
+                Stack.of(self).add_dependency(scope, "the migration needs it")
+            else:
+                self._resource.node.add_dependency(scope)
+
+    def _refuse_own(self, scope: IConstruct) -> None:
+        if scope.node.path in [own.node.path for own in self.node.scopes]:
+            raise ValueError(f"the migration is part of {scope.node.path!r}: name the resources in it instead.")
+
+
+@jsii.implements(IAspect)
+class _HoldBack:
+    """Lets a construct's resources wait for the migration, but not those that the migration may itself need."""
+
+    def __init__(self, migration: CustomResource) -> None:
+        self._migration = migration
+
+    def visit(self, node: IConstruct) -> None:
+        """Called for each construct of the scope, also for those that are added later."""
+        if isinstance(node, CfnResource) and not node.cfn_resource_type.startswith(NEVER_HELD_BACK):
+            node.node.add_dependency(self._migration)
+
+
+@jsii.implements(IAspect)
+class _FollowNetwork:
+    """Lets the migration wait for its routes, its endpoints, and the rules of its security groups.
+
+    CloudFormation would make them at the same time as the task. A rule belongs to whichever construct has allowed the
+    connection, so they can only be found when all of them are there.
+    """
+
+    def __init__(self, migration: CustomResource, security_groups: Sequence[ec2.ISecurityGroup]) -> None:
+        self._migration = migration
+        self._stack = Stack.of(migration)
+        self._group_ids = [self._stack.resolve(group.security_group_id) for group in security_groups]
+
+    def visit(self, node: IConstruct) -> None:
+        """Called for each construct of the stack."""
+        if isinstance(node, ROUTES) or self._is_rule(node):
+            self._migration.node.add_dependency(node)
+
+    def _is_rule(self, node: IConstruct) -> bool:
+        match node:
+            case ec2.CfnSecurityGroupIngress():
+                ends = [node.group_id, node.source_security_group_id]
+            case ec2.CfnSecurityGroupEgress():
+                ends = [node.group_id, node.destination_security_group_id]
+            case _:
+                return False
+        return any(self._stack.resolve(end) in self._group_ids for end in ends)
+
+
+def _main_resource(scope: IConstruct) -> IConstruct | None:
+    """The one resource that the construct stands for, such as that of a Fargate service; None for a composite."""
+    while child := scope.node.default_child:
+        scope = child
+    return scope if CfnResource.is_cfn_resource(scope) else None
+
+
+def _selected(vpc: ec2.IVpc, wanted: ec2.SubnetSelection) -> ec2.SelectedSubnets:
+    return vpc.select_subnets(
+        availability_zones=wanted.availability_zones,
+        one_per_az=wanted.one_per_az,
+        subnet_filters=wanted.subnet_filters,
+        subnet_group_name=wanted.subnet_group_name,
+        subnets=wanted.subnets,
+        subnet_type=wanted.subnet_type,
+    )
+
+
+def _window(lines: list[str]) -> list[str]:
+    """The newest lines. Their oldest end moves at every 25th line only, or each diff would show one removed."""
+    return lines[: 25 + len(lines) % 25]

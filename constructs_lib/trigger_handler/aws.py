@@ -1,0 +1,76 @@
+"""The one seam to the world: AWS's clients, the clock, and the patience that every call to AWS needs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+import cfn_response
+from botocore import exceptions
+from botocore.config import Config
+
+PATIENCE = 90.0
+CALL_ERRORS = (exceptions.ClientError, exceptions.ConnectionError, exceptions.HTTPClientError)
+DENIED = {"AccessDenied", "AccessDeniedException", "UnrecognizedClientException"}
+THROTTLED = {
+    "LimitExceededException",
+    "RequestLimitExceeded",
+    "ServiceUnavailable",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequestsException",
+    "TooManyUpdates",
+}
+
+
+@dataclass(frozen=True)
+class Aws:
+    """What the trigger touches of the world; tests hand in their own."""
+
+    ecs: Any
+    logs: Any
+    ssm: Any
+    cloudformation: Any
+    functions: Any
+    put: Callable[[str, bytes], None] = cfn_response.put
+    now: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+
+    @classmethod
+    def connect(cls) -> Aws:
+        """The real one: the function's own region and role."""
+        config = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
+        names = ("ecs", "logs", "ssm", "cloudformation", "lambda")
+        return cls(*(boto3.client(name, config=config) for name in names))
+
+    def call(self, operation: Callable[..., dict[str, Any]], **parameters: Any) -> dict[str, Any]:
+        """Call AWS, and again for 90 seconds while the failure looks like one that passes; then it is raised."""
+        began, pause = self.now(), 1.0
+        while True:
+            try:
+                return operation(**parameters)
+            except CALL_ERRORS as error:
+                waited = self.now() - began
+                if waited >= PATIENCE or not passes(error, waited):
+                    raise
+            self.sleep(pause)
+            pause = min(2 * pause, 15.0)
+
+
+def passes(error: Exception, waited: float) -> bool:
+    """Whether the failure is likely to pass: throttling, an outage, or a permission that has yet to propagate.
+
+    Args:
+        error: one of CALL_ERRORS; all but ClientError mean that no answer came.
+        waited: for how many seconds the call has failed. IAM is consistent only eventually, so a denial may pass,
+            but not after 90 seconds.
+    """
+    if not isinstance(error, exceptions.ClientError):
+        return True
+    code = error.response["Error"]["Code"]
+    denied = code in DENIED or "unable to assume the role" in str(error)
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
+    return code in THROTTLED or status >= 500 or (denied and waited < PATIENCE)

@@ -1,0 +1,72 @@
+"""The answer to CloudFormation: at most 4,096 bytes, whatever it is made of, and sent until it has arrived."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MAX_BYTES = 4096
+MAX_REASON = 1000
+MAX_VALUE = 200
+TRIES = 5
+
+
+class NotDeliveredError(RuntimeError):
+    """CloudFormation has not taken the answer."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What CloudFormation is told: ``SUCCESS`` or ``FAILED``, why, and the resource's attributes."""
+
+    status: str
+    reason: str
+    attributes: Mapping[str, str]
+
+
+def body(event: Mapping[str, Any], resource_id: str, answer: Answer) -> bytes:
+    """The answer in the form that CloudFormation reads; the reason gives way when it would be too long."""
+    fields = {
+        "Status": answer.status,
+        "StackId": event.get("StackId", ""),
+        "RequestId": event.get("RequestId", ""),
+        "LogicalResourceId": event.get("LogicalResourceId", ""),
+        "PhysicalResourceId": resource_id,
+        "Data": {name: ascii_line(value, MAX_VALUE) for name, value in answer.attributes.items()},
+        "Reason": ascii_line(answer.reason, MAX_REASON),
+    }
+    while len(encoded := json.dumps(fields).encode()) > MAX_BYTES and fields["Reason"]:
+        # Quotes and backslashes are two bytes each, so this may take more than one turn, and ends at the latest at "".
+        fields["Reason"] = fields["Reason"][: -(len(encoded) - MAX_BYTES + 1) // 2]
+    return encoded
+
+
+def ascii_line(text: str, limit: int) -> str:
+    """One line of printable ASCII, at most ``limit`` characters; what is cut off is marked."""
+    line = "".join(c if " " <= c <= "~" else "?" for c in " ".join(text.split()))
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def send(put: Callable[[str, bytes], None], sleep: Callable[[float], None], url: str, content: bytes) -> None:
+    """Deliver the answer, in at most five tries; raises NotDeliveredError, so that Lambda tries the event again."""
+    for attempt in range(TRIES):
+        try:
+            return put(url, content)
+        except (OSError, http.client.HTTPException) as error:
+            failure = type(error).__name__
+        if attempt < TRIES - 1:
+            sleep(2.0**attempt)
+    # The cause is not chained: its text may hold the signed address.
+    raise NotDeliveredError(f"CloudFormation has not taken the answer in {TRIES} tries ({failure}).")
+
+
+def put(url: str, content: bytes) -> None:
+    """One PUT; raises OSError or HTTPException when it fails."""
+    # S3 has signed the address for an empty content type.
+    request = urllib.request.Request(url, content, {"Content-Type": ""}, method="PUT")  # noqa: S310 - CloudFormation's
+    with urllib.request.urlopen(request, timeout=10):  # noqa: S310 - the same address
+        pass

@@ -1,0 +1,179 @@
+"""The migration's task in ECS: start it or adopt it, watch it, stop it, read its last words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from aws import CALL_ERRORS, Aws, passes
+from decision import Request
+
+STOPPED = "STOPPED"
+START_PATIENCE = 300.0
+MISSING_PATIENCE = 120.0
+# A container gets 120 seconds to end; CloudFormation stops listening 180 seconds after the deadline.
+STOP_PATIENCE = 150.0
+LOG_TRIES = 3
+
+Task = dict[str, Any]
+
+
+class NotStartedError(RuntimeError):
+    """ECS took no task; the message says why, in ECS's words."""
+
+
+class Tasks:
+    """The tasks of one migration: those whose ``startedBy`` is the resource's constant id."""
+
+    def __init__(self, aws: Aws, request: Request) -> None:
+        self.aws = aws
+        self.request = request
+
+    def start(self) -> Task:
+        """Start the task, or adopt the one that an earlier delivery of the same event has started.
+
+        Raises:
+            NotStartedError: ECS has had no room for it for five minutes.
+        """
+        give_up = self.aws.now() + min(START_PATIENCE, self.request.timeout)
+        pause = 5.0
+        while True:
+            for task in self._unfinished():
+                ours = task["taskDefinitionArn"] == self.request.task_definition
+                if ours and task["desiredStatus"] != STOPPED:
+                    return task
+                self._stop_and_wait(task, "a newer migration replaces this one")
+            answer = self._run(attempt=1)
+            if answer["tasks"] and _has_failed(answer["tasks"][0]):
+                # CloudFormation may use a request's id again for a new deployment: an old failure is no answer.
+                answer = self._run(attempt=2)
+            if answer["tasks"]:
+                started: Task = answer["tasks"][0]
+                return started
+            if self.aws.now() >= give_up:
+                raise NotStartedError(answer["failures"][0]["reason"] if answer["failures"] else "no reason was given")
+            self.aws.sleep(pause)
+            pause = min(2 * pause, 30.0)
+
+    def watch(self, arn: str, deadline: float, stop_reason: str, time_is_up: Callable[[], bool]) -> Task | None:
+        """Wait until the task has stopped, and stop it at the deadline.
+
+        Args:
+            arn: of the task.
+            deadline: when to stop it, in seconds since the epoch; the past stops it at once.
+            stop_reason: what ECS keeps as the reason then.
+            time_is_up: whether this invocation must hand the watch on.
+
+        Returns:
+            The task as ECS last described it, not stopped when ECS has lost it or can't end it in time;
+            None when the time of this invocation is up.
+        """
+        began = seen = self.aws.now()
+        task: Task = {"taskArn": arn, "lastStatus": "MISSING"}
+        stopping = False
+        while True:
+            now = self.aws.now()
+            try:
+                found = self._call(self.aws.ecs.describe_tasks, tasks=[arn])["tasks"]
+                if found:
+                    task, seen = found[0], now
+                if task["lastStatus"] == STOPPED:
+                    return task
+                if found and now >= deadline and not stopping:
+                    self._call(self.aws.ecs.stop_task, task=arn, reason=stop_reason)
+                    stopping = True
+            except CALL_ERRORS as error:
+                if not passes(error, now - seen):
+                    raise
+            else:
+                # ECS is consistent only eventually: a task that has just started may be unknown for a while.
+                if now - seen > MISSING_PATIENCE:
+                    return {**task, "lastStatus": "MISSING"}
+            if now - deadline > STOP_PATIENCE:
+                return task
+            if time_is_up():
+                return None
+            self.aws.sleep(1 if now - began < 120 else 2)
+
+    def stop_all(self, reason: str) -> list[Task]:
+        """Stop what still runs and wait for it; the tasks as ECS described them last."""
+        return [self._stop_and_wait(task, reason) for task in self._unfinished()]
+
+    def result(self, task: Task) -> dict[str, Any] | None:
+        """The runner's result line from the end of the task's log; None when there is none, or no log at all."""
+        for attempt in range(LOG_TRIES):
+            try:
+                events = self.aws.call(
+                    self.aws.logs.get_log_events,
+                    logGroupName=self.request.log_group,
+                    logStreamName=self.request.log_stream(task["taskArn"]),
+                    startFromHead=False,
+                    limit=50,
+                )["events"]
+            except self.aws.logs.exceptions.ResourceNotFoundException:
+                events = []
+            for event in reversed(events):
+                if found := _result_line(event["message"]):
+                    return found
+            if attempt < LOG_TRIES - 1:
+                self.aws.sleep(0.5)
+        return None
+
+    def _unfinished(self) -> list[Task]:
+        # A task that is told to stop is listed as STOPPED while it still runs.
+        try:
+            arns = [
+                arn
+                for status in ("RUNNING", STOPPED)
+                for arn in self._patiently(
+                    self.aws.ecs.list_tasks, startedBy=self.request.resource_id, desiredStatus=status
+                )["taskArns"]
+            ]
+        except self.aws.ecs.exceptions.ClusterNotFoundException:
+            return []
+        described = self._patiently(self.aws.ecs.describe_tasks, tasks=arns)["tasks"] if arns else []
+        return [task for task in described if task["lastStatus"] != STOPPED]
+
+    def _stop_and_wait(self, task: Task, reason: str) -> Task:
+        return self.watch(task["taskArn"], self.aws.now(), reason, time_is_up=lambda: False) or task
+
+    def _run(self, attempt: int) -> dict[str, Any]:
+        request = self.request
+        network = {
+            "subnets": list(request.subnets),
+            "securityGroups": list(request.security_groups),
+            "assignPublicIp": request.assign_public_ip,
+        }
+        try:
+            return self._patiently(
+                self.aws.ecs.run_task,
+                taskDefinition=request.task_definition,
+                launchType="FARGATE",
+                networkConfiguration={"awsvpcConfiguration": network},
+                startedBy=request.resource_id,
+                clientToken=request.client_token(attempt),
+            )
+        except self.aws.ecs.exceptions.ConflictException as conflict:
+            # The token is in use: by our own task.
+            arn = conflict.response["resourceIds"][0]
+            return {"tasks": self._patiently(self.aws.ecs.describe_tasks, tasks=[arn])["tasks"], "failures": []}
+
+    def _call(self, operation: Callable[..., dict[str, Any]], **parameters: Any) -> dict[str, Any]:
+        return operation(cluster=self.request.cluster, **parameters)
+
+    def _patiently(self, operation: Callable[..., dict[str, Any]], **parameters: Any) -> dict[str, Any]:
+        return self.aws.call(operation, cluster=self.request.cluster, **parameters)
+
+
+def _has_failed(task: Task) -> bool:
+    exit_codes = [container.get("exitCode") for container in task.get("containers", [])]
+    return task["lastStatus"] == STOPPED and exit_codes != [0]
+
+
+def _result_line(message: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(message)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and line.get("event") == "migration.result" else None

@@ -1,0 +1,149 @@
+"""One request from CloudFormation, one answer: the migration's task is started, watched, and judged."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import cfn_response
+from aws import Aws
+from cfn_response import Answer
+from decision import UNKNOWN, Action, Record, Request, decide, resource_id
+from ecs_task import NotStartedError, Task, Tasks
+from outcome import Outcome, judge
+
+LOGGER = logging.getLogger(__name__)
+LOGGER.setLevel(logging.INFO)
+# ResponseURL is signed: whoever reads it can answer in our place.
+LOGGED = ("RequestType", "StackId", "RequestId", "LogicalResourceId", "PhysicalResourceId", "Continuation")
+# What is left to do after the last poll takes as long as this at worst: see Aws.call.
+HAND_ON_MILLISECONDS = 240_000
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A task that is being waited for; times in seconds since the epoch. An invocation hands it to the next."""
+
+    task: str
+    started: float
+    deadline: float
+
+
+def handler(event: dict[str, Any], context: Any) -> None:
+    """Lambda's entry point."""
+    respond(event, context, Aws.connect())
+
+
+def respond(event: dict[str, Any], context: Any, aws: Aws) -> None:
+    """Answer CloudFormation, whatever happens, unless the watch goes on in another invocation.
+
+    Raises:
+        NotDeliveredError: CloudFormation did not take the answer; Lambda then tries the event again.
+    """
+    _log("request", {name: event[name] for name in LOGGED if name in event})
+    try:
+        answer = _answer(event, context, aws)
+    except NotStartedError as refusal:
+        answer = _failed(f"ECS did not start the migration's task: {refusal}. Nothing has changed. Deploy again.")
+    except Exception as error:
+        LOGGER.exception("unexpected")
+        answer = _failed(f"The migration's trigger failed: {type(error).__name__}: {error}. Its log has the details.")
+    if answer is None:
+        return
+    # What CloudFormation calls the resource stays its id, or the old one would be deleted.
+    own_id = event.get("PhysicalResourceId") or resource_id(event["StackId"], event["LogicalResourceId"])
+    _log("answer", {"status": answer.status, "reason": answer.reason, **answer.attributes})
+    cfn_response.send(aws.put, aws.sleep, event["ResponseURL"], cfn_response.body(event, own_id, answer))
+
+
+def _answer(event: dict[str, Any], context: Any, aws: Aws) -> Answer | None:
+    began = aws.now()
+    request = Request.parse(event)
+    tasks = Tasks(aws, request)
+    if watch := event.get("Continuation"):
+        return _follow(event, context, tasks, Watch(**watch))
+    if request.kind == "Delete":
+        tasks.stop_all("its resource is being deleted.")
+        return _succeeded("The schema stays as it is.", UNKNOWN, UNKNOWN)
+    status = aws.call(aws.cloudformation.describe_stacks, StackName=request.stack_id)["Stacks"][0]["StackStatus"]
+    record = _read_record(tasks)
+    match decide(request.kind, status, request.fingerprint, record):
+        case Action.REFUSE:
+            return _failed(f"This request came too late: the stack is already {status}. Deploy again.")
+        case Action.KEEP_SCHEMA:
+            return _keep_schema(tasks)
+        case Action.ANSWER_UNCHANGED:
+            return _succeeded("No migration has changed since the last deployment.", record.after, record.after)
+        case _:
+            task = tasks.start()
+            started = task["createdAt"].timestamp()
+            # CloudFormation counts from the event's first delivery: an adopted task is older than this one.
+            watch = Watch(task["taskArn"], started, deadline=min(began, started) + request.timeout)
+            return _follow(event, context, tasks, watch)
+
+
+def _follow(event: dict[str, Any], context: Any, tasks: Tasks, watch: Watch) -> Answer | None:
+    task = tasks.watch(
+        watch.task,
+        watch.deadline,
+        stop_reason=f"it took longer than its timeout of {tasks.request.timeout / 60:g} min.",
+        time_is_up=lambda: context.get_remaining_time_in_millis() < HAND_ON_MILLISECONDS,
+    )
+    aws = tasks.aws
+    if task is None:
+        payload = json.dumps({**event, "Continuation": asdict(watch)}).encode()
+        own_name = context.invoked_function_arn
+        aws.call(aws.functions.invoke, FunctionName=own_name, InvocationType="Event", Payload=payload)
+        return None
+    outcome = _settle(tasks, task, tasks.request.fingerprint)
+    if not outcome.succeeded:
+        return _failed(outcome.reason)
+    seconds = f"{aws.now() - watch.started:.0f}"
+    return _succeeded(outcome.reason, outcome.before, outcome.after, task=watch.task, seconds=seconds)
+
+
+def _keep_schema(tasks: Tasks) -> Answer:
+    """Roll back nothing: the older image lacks the newer revisions' files, so it must not run."""
+    for task in tasks.stop_all("its deployment is being rolled back."):
+        # If it succeeded after all, then with the migrations of the release that is going, not of this request.
+        _settle(tasks, task, UNKNOWN)
+    revision = _read_record(tasks).after
+    return _succeeded(f"The stack rolls back; the schema is kept, last seen at {revision}.", revision, revision)
+
+
+def _settle(tasks: Tasks, task: Task, fingerprint: str) -> Outcome:
+    """Judge the task, and record what the next deployment must know."""
+    outcome = judge(task, tasks.result(task), tasks.request)
+    if outcome.succeeded:
+        _write_record(tasks, Record(fingerprint, outcome.before, outcome.after))
+    elif not outcome.untouched:
+        # The schema may be anywhere between two releases: no deployment counts as unchanged after this.
+        _write_record(tasks, Record(UNKNOWN, outcome.before, outcome.after))
+    return outcome
+
+
+def _read_record(tasks: Tasks) -> Record:
+    aws = tasks.aws
+    return Record.parse(aws.call(aws.ssm.get_parameter, Name=tasks.request.outcome_parameter)["Parameter"]["Value"])
+
+
+def _write_record(tasks: Tasks, record: Record) -> None:
+    aws = tasks.aws
+    aws.call(aws.ssm.put_parameter, Name=tasks.request.outcome_parameter, Value=record.dump(), Overwrite=True)
+
+
+def _succeeded(reason: str, before: str, after: str, task: str = UNKNOWN, seconds: str = UNKNOWN) -> Answer:
+    # A stack's output fails the stack when its attribute is missing.
+    attributes = {"RevisionBefore": before, "RevisionAfter": after, "TaskArn": task, "Duration": seconds}
+    return Answer("SUCCESS", reason, attributes)
+
+
+def _failed(reason: str) -> Answer:
+    return Answer("FAILED", reason, {})
+
+
+def _log(event: str, fields: Mapping[str, Any]) -> None:
+    LOGGER.info(json.dumps({"event": f"trigger.{event}", **fields}))

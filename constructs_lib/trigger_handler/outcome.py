@@ -1,0 +1,182 @@
+"""What a stopped task means: success, or the sentence that a person reads in the CloudFormation event. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cfn_response import MAX_REASON, ascii_line
+from decision import UNKNOWN, Request, task_id
+
+# First match wins; a pattern is looked for in the reasons that ECS gives for the task and for its container.
+# https://docs.aws.amazon.com/AmazonECS/latest/developerguide/stopped-task-error-codes.html
+CAUSES = (
+    (
+        "CannotPull",
+        "The migration's image could not be pulled. Either it does not exist, or the task's subnets have no route to "
+        "ECR: add the endpoints ecr.api, ecr.dkr, s3 and logs, or a NAT gateway.",
+    ),
+    (
+        "logger args",
+        "The migration's log could not be opened. Either the log group is gone, or the task's subnets have no route "
+        "to CloudWatch Logs: add the endpoint logs, or a NAT gateway.",
+    ),
+    (
+        "unable to pull secrets",
+        "The database's secret or the registry's token could not be read. Either the execution role may not read the "
+        "secret or its key, or the task's subnets have no route: add the endpoints secretsmanager and ecr.api, or a "
+        "NAT gateway.",
+    ),
+    (
+        "unable to assume the role",
+        "ECS may not use the migration's role. Either the role is too new, then deploy again, or its trust policy "
+        "lacks ecs-tasks.amazonaws.com.",
+    ),
+    (
+        "ResourceInitializationError",
+        "The migration's task could not be set up. The usual cause: its subnets lack a route to an AWS service.",
+    ),
+    ("OutOfMemory", "The migration ran out of memory: raise memory_limit_mib (now {memory}). {schema}"),
+    ("executable file not found", "The migration's command is not in the image: check the command."),
+    ("exec format error", "The migration's image is built for another processor: build it for runtime_platform's."),
+    ("CannotStartContainer", "The migration's container could not be started: check the command and the user."),
+    ("CannotCreateContainer", "The migration's container could not be made: check the task definition."),
+    (
+        "network interface provisioning",
+        "The migration's task got no network interface: look for free addresses in its subnets, then deploy again.",
+    ),
+    ("platform maintenance", "AWS retired the migration's host: deploy again. {schema}"),
+)
+STOP_CODES = {
+    "SpotInterruption": "AWS took back the migration's Spot capacity: deploy again. {schema}",
+    "TerminationNotice": "AWS retired the migration's host: deploy again. {schema}",
+    "InfrastructureHealth": "The migration's host became unhealthy: deploy again. {schema}",
+    "UserInitiated": "The migration was stopped: {stopped_reason} {schema}",
+}
+# What happened, and what to do unless the runner knows better.
+EXIT_CODES = {
+    1: ("Migration {revision} failed: {error} {schema}", ""),
+    2: ("The migration was not started: {error} Nothing has changed.", ""),
+    3: (
+        "The database could not be reached, or the connection was lost: {error} {schema}",
+        "It is safe to deploy again.",
+    ),
+    4: ("Another migration has held the lock for too long: {error}", "Deploy again when it has finished."),
+    5: ("The database is ahead of this image: {error}", "Deploy a release that has the database's revision."),
+    6: ("The database refused the credentials: {error}", "Check the user and the password in the secret."),
+    137: ("The migration was killed, perhaps out of memory: memory_limit_mib is {memory}. {schema}", ""),
+    143: ("The migration was told to stop, and has cancelled its work. {schema}", ""),
+}
+OTHER_EXIT_CODE = ("The migration's container exited with code {exit_code}: {error} {schema}", "")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What has become of the migration.
+
+    Attributes:
+        succeeded: whether the schema is at the target.
+        untouched: whether the schema is known to be as it was.
+        reason: one or two sentences, ASCII, at most 1,000 characters.
+        before: the revision before the run, "-" when unknown.
+        after: the revision after the run, "-" when unknown.
+    """
+
+    succeeded: bool
+    untouched: bool
+    reason: str
+    before: str
+    after: str
+
+
+def judge(task: Mapping[str, Any], result: Mapping[str, Any] | None, request: Request) -> Outcome:
+    """Judge a task.
+
+    Args:
+        task: as ECS described it last. Only one that stopped because its container exited with 0 is a success.
+        result: the runner's result line; None when there is none.
+        request: what the task was started for.
+    """
+    said = result or {}
+    container = _container(task, request)
+    exit_code = container.get("exitCode")
+    before, after = (str(said.get(name) or UNKNOWN) for name in ("from", "at"))
+    if task["lastStatus"] == "STOPPED" and task.get("stopCode") == "EssentialContainerExited" and exit_code == 0:
+        after = request.target if after == UNKNOWN else after
+        reason = f"The schema is at {after}."
+        return Outcome(succeeded=True, untouched=before == after, reason=reason, before=before, after=after)
+    never_ran = task["lastStatus"] == "STOPPED" and exit_code is None and "startedAt" not in task
+    where = f"Task {task_id(task['taskArn'])}." if never_ran else _where(task, request)
+    sentence = ascii_line(_cause(task, container, said, request), MAX_REASON - len(where) - 1)
+    untouched = never_ran or (bool(said) and before == after and not said.get("applied"))
+    return Outcome(succeeded=False, untouched=untouched, reason=f"{sentence} {where}", before=before, after=after)
+
+
+def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[str, Any], request: Request) -> str:
+    stopped_reason = _sentence(task.get("stoppedReason") or "ECS gives no reason")
+    details = " ".join(filter(None, (stopped_reason, container.get("reason"))))
+    error = said.get("error") or {}
+    facts = {
+        "error": _error(error),
+        "memory": request.memory_limit_mib,
+        "revision": error.get("revision") or request.target,
+        "schema": _schema(said),
+        "stopped_reason": stopped_reason,
+    }
+    if task["lastStatus"] != "STOPPED":
+        return f"What became of the migration is unknown: ECS last said {task['lastStatus']}. Deploy again."
+    if stop_code := STOP_CODES.get(task.get("stopCode", "")):
+        return stop_code.format_map(facts)
+    for pattern, cause in CAUSES:
+        if pattern in details:
+            return f"{cause.format_map(facts)} ECS said: {_sentence(details)}"
+    exit_code = container.get("exitCode")
+    if exit_code is None:
+        return f"The migration's task has no exit code. ECS said: {_sentence(details)}"
+    what, advice = EXIT_CODES.get(exit_code, OTHER_EXIT_CODE)
+    hint = _sentence(error["hint"]) if error.get("hint") else advice
+    return f"{what.format_map({**facts, 'exit_code': exit_code})} {hint}"
+
+
+def _error(error: Mapping[str, Any]) -> str:
+    parts = [str(part) for part in (error.get("kind"), error.get("message")) if part]
+    return _sentence(": ".join(parts) or "its log has the reason")
+
+
+def _schema(said: Mapping[str, Any]) -> str:
+    if not said:
+        return "Where the schema is now is unknown; the next deployment finds out."
+    at = said.get("at")
+    if said.get("applied") or at != said.get("from"):
+        return f"The schema is at {at}: the migrations up to it stay applied."
+    if at:
+        return f"The transaction was rolled back; the schema is still at {at}."
+    return "No migration has been applied."
+
+
+def _sentence(text: object) -> str:
+    stripped = " ".join(str(text).split())
+    return stripped if stripped.endswith((".", "!", "?")) else f"{stripped}."
+
+
+def _where(task: Mapping[str, Any], request: Request) -> str:
+    text = f"Log: {request.log_group}, task {task_id(task['taskArn'])}."
+    link = _console_link(request, request.log_stream(task["taskArn"]))
+    return f"{text} {link}" if link else text
+
+
+def _console_link(request: Request, stream: str) -> str:
+    partition, _, region = request.stack_id.split(":")[1:4]
+    domains = {"aws": "console.aws.amazon.com", "aws-cn": "console.amazonaws.cn"}
+    if partition not in domains:
+        return ""
+    # The console wants each "/" escaped twice, with "$" for the "%".
+    group, stream = (name.replace("/", "$252F") for name in (request.log_group, stream))
+    home = f"https://{region}.{domains[partition]}/cloudwatch/home?region={region}"
+    return f"{home}#logsV2:log-groups/log-group/{group}/log-events/{stream}"
+
+
+def _container(task: Mapping[str, Any], request: Request) -> Mapping[str, Any]:
+    named = [container for container in task.get("containers", []) if container["name"] == request.container]
+    return named[0] if named else {}
