@@ -4,10 +4,14 @@ export PYTHONDONTWRITEBYTECODE := 1
 export JSII_NODE := $(CURDIR)/.venv/bin/node
 export JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION := true
 export CDK_DISABLE_CLI_TELEMETRY := true
-# What the tools would keep in the home folder stays in the clone.
+# What the tools would leave in the home folder and in /tmp stays in the clone.
 export JSII_RUNTIME_PACKAGE_CACHE_ROOT := $(CURDIR)/.local/jsii
+export TMPDIR := $(CURDIR)/.local/tmp
+CDK := HOME=$(CURDIR)/.local/home .venv/bin/cdk --no-notices
 READY := .venv/.ready
 TEMPLATE ?= .local/deployed/DevStack.template.json
+
+$(shell mkdir -p .local/tmp)
 
 .PHONY: help setup deploy-local tour destroy-local test lint types synth diff snapshots wheel lock clean
 
@@ -33,6 +37,7 @@ tour: $(READY) ## the story in four deployments: a release, the rename, a failin
 
 destroy-local: ## end every local process and remove every file that deploy-local made
 	@test ! -x .venv/bin/python || .venv/bin/python -m local_aws destroy
+	@rm -rf .local
 
 test: lint types synth ## everything that CI checks
 	.venv/bin/python -m pytest -n 2 --dist loadgroup
@@ -45,11 +50,11 @@ types: $(READY) ## mypy, strict
 	.venv/bin/mypy
 
 synth: $(READY) ## cdk synth with CDK's own validation, without credentials
-	.venv/bin/cdk --no-notices synth --quiet
+	$(CDK) synth --quiet
 
 diff: $(READY) ## what a deployment would change; TEMPLATE=FILE compares with another kept template
 	@test -f $(TEMPLATE) || { echo 'error: there is no $(TEMPLATE): `make deploy-local` keeps one, or name another with TEMPLATE=FILE.' >&2; exit 1; }
-	@CDK_VALIDATION=false .venv/bin/cdk --no-notices diff DevStack --exclusively --template $(TEMPLATE)
+	@CDK_VALIDATION=false $(CDK) diff DevStack --exclusively --template $(TEMPLATE)
 
 snapshots: $(READY) ## write the stacks' snapshots anew
 	UPDATE_SNAPSHOTS=1 .venv/bin/python -m pytest tests/stacks -k snapshot

@@ -17,11 +17,19 @@ from local_aws.postgres import PostgresError
 
 def deploy(aws: LocalAws, kept_template: Path) -> None:
     """Run the real ``cdk deploy DevStack``, keep its template for ``make diff`` and say what there is now."""
-    print("Starting the local AWS and PostgreSQL ...", flush=True)
-    print(f"The local AWS {'has started' if aws.start() else 'was running'} at {aws.endpoint}.", flush=True)
+    if aws.running:
+        print(f"The local AWS runs at {aws.endpoint}.", flush=True)
+    else:
+        if aws.root.exists():
+            print("The local AWS of before has died, and its stacks with it.")
+        print("Starting the local AWS and PostgreSQL ...", flush=True)
+        aws.start()
+        print(f"The local AWS has started at {aws.endpoint}.", flush=True)
     before = (aws.last_updated("DevStack"), aws.tasks_started("dev-migration-task"))
     print("cdk deploy DevStack ...", flush=True)
     if aws.deploy("DevStack"):
+        if not aws.running:
+            raise LocalAwsError(f"the local AWS has died; look at {aws.log}, then run `make deploy-local`")
         raise LocalAwsError("cdk deploy failed: the reason stands above; mend it and run `make deploy-local` again")
     kept_template.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(aws.root / "cdk.out" / "DevStack.template.json", kept_template)

@@ -30,6 +30,8 @@ from local_aws.postgres import HOST, Postgres, PostgresError, free_port
 CLONE = Path(__file__).parent.parent
 ACCOUNT = "000000000000"
 REGION = "us-west-2"
+# jsii unpacks the library there once, which takes seconds; every local AWS may share it.
+JSII_CACHE = "JSII_RUNTIME_PACKAGE_CACHE_ROOT"
 
 
 class LocalAwsError(RuntimeError):
@@ -47,7 +49,7 @@ class LocalAws:
         self.root = root
         self.postgres = Postgres(root / "postgres", force_tls=True)
         self._state = root / "emulator.json"
-        self._log = root / "emulator.log"
+        self.log = root / "emulator.log"
         self._containers = root / "containers"
         self._launched: subprocess.Popen[bytes] | None = None
 
@@ -68,8 +70,8 @@ class LocalAws:
         except FileNotFoundError:
             raise LocalAwsError("the local AWS is not running: start it with `make deploy-local`") from None
 
-    def start(self) -> bool:
-        """Start what does not run; False when all of it ran already.
+    def start(self) -> None:
+        """Start the emulator and PostgreSQL, unless both run.
 
         The emulator keeps its state in memory. When it has died, the stacks are gone with it, so the database and
         the tasks of that time are removed first.
@@ -78,7 +80,7 @@ class LocalAws:
             LocalAwsError: when the emulator or PostgreSQL does not come up.
         """
         if self.running:
-            return False
+            return
         self.destroy()
         for folder in ("home", "tmp", "bin", "images"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,6 @@ class LocalAws:
             self._start_emulator()
         except PostgresError as error:
             raise LocalAwsError(str(error)) from None
-        return True
 
     def destroy(self) -> None:
         """End every process and remove the folder; no error when there is nothing."""
@@ -159,6 +160,7 @@ class LocalAws:
             "CDK_DOCKER": str(self.root / "bin" / "docker"),
             "CDK_DISABLE_CLI_TELEMETRY": "true",
             "CDK_VALIDATION": "false",  # costs seconds in each process; `make synth` has it on
+            JSII_CACHE: os.environ.get(JSII_CACHE, str(CLONE / ".local" / "jsii")),
             "JSII_NODE": str(Path(sys.executable).parent / "node"),
             "JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION": "true",
             images.STORE: str(self.root / "images"),
@@ -255,7 +257,7 @@ class LocalAws:
             "LOCAL_AWS_CONTAINERS": str(self._containers),
             images.STORE: str(self.root / "images"),
         }
-        with self._log.open("wb") as log:
+        with self.log.open("wb") as log:
             process = self._launched = subprocess.Popen(
                 [sys.executable, "-m", "local_aws.emulator"],
                 cwd=self.root,
@@ -270,7 +272,7 @@ class LocalAws:
         deadline = time.monotonic() + 60
         while not self._emulator_answers():
             if process.poll() is not None or time.monotonic() > deadline:
-                said = self._log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+                said = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 self.destroy()
                 raise LocalAwsError(f"the emulator did not start: {said[-1]}")
             time.sleep(0.1)

@@ -90,6 +90,7 @@ def test_when_postgresql_has_died_a_deployment_starts_anew(folder: Path, deploye
     os.kill(LocalAws(folder / "aws").postgres.pid, signal.SIGKILL)
     again = local_aws(folder, "deploy")
     assert again.returncode == 0, again.stdout + again.stderr
+    assert "The local AWS of before has died, and its stacks with it." in again.stdout
     assert "Migration tasks started: 1." in again.stdout
 
 
