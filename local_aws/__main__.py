@@ -29,8 +29,8 @@ def deploy(aws: LocalAws, kept_template: Path) -> None:
     print("cdk deploy DevStack ...", flush=True)
     if aws.deploy("DevStack"):
         if not aws.running:
-            raise LocalAwsError(f"the local AWS has died; look at {aws.log}, then run `make deploy-local`")
-        raise LocalAwsError("cdk deploy failed: the reason stands above; mend it and run `make deploy-local` again")
+            raise LocalAwsError(f"The local AWS has died; look at {aws.log}, then run `make deploy-local`.")
+        raise LocalAwsError("cdk deploy failed: the reason stands above; mend it and run `make deploy-local` again.")
     kept_template.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(aws.root / "cdk.out" / "DevStack.template.json", kept_template)
     after = (aws.last_updated("DevStack"), aws.tasks_started("dev-migration-task"))
@@ -98,7 +98,7 @@ def main() -> int:
         print("\nInterrupted: `make deploy-local` goes on from here, `make destroy-local` removes all of it.")
         return 130
     except (LocalAwsError, PostgresError) as error:
-        print(f"error: {error}.", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno != errno.ENOSPC:

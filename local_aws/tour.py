@@ -77,7 +77,7 @@ def _failing_migration(aws: LocalAws, app: Path) -> None:
     _deploy(aws, app, succeeds=False)
     _say(f"DevStack is {aws.stack_status('DevStack')}.")
     if [container["pid"] for container in aws.containers("inventory-service")] != [pid]:
-        raise LocalAwsError("the service was replaced by a deployment that failed")
+        raise LocalAwsError("the service was replaced by a deployment that failed.")
     _say(f"The service is still the same process ({pid}) and answers:")
     _show_data(aws)
 
@@ -106,7 +106,7 @@ def _deploy(aws: LocalAws, app: Path, *, succeeds: bool = True) -> None:
 
         code = aws.deploy("DevStack", app=app, tell=tell)
     if (code == 0) is not succeeds:
-        raise LocalAwsError(f"cdk deploy ended with exit code {code}; its output is in {log}")
+        raise LocalAwsError(f"cdk deploy ended with exit code {code}; its output is in {log}.")
 
 
 def _events(aws: LocalAws) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def test_a_second_command_on_the_same_local_aws_is_refused_in_one_sentence(folde
         fcntl.flock(lock, fcntl.LOCK_EX)
         refused = local_aws(folder, "deploy")
     assert refused.returncode == 1
-    assert refused.stderr == "error: another command is at work on this local AWS: wait for it, or end it.\n"
+    assert refused.stderr == "error: Another command is at work on this local AWS: wait for it, or end it.\n"
 
 
 def test_when_postgresql_has_died_a_deployment_starts_anew(folder: Path, deployed: str) -> None:  # noqa: ARG001
