@@ -83,6 +83,7 @@ def main() -> int:
     aws, touring = LocalAws(folder / "aws"), LocalAws(folder / "tour" / "aws")
     try:
         if command == "destroy":
+            print("Ending the local AWS ...", flush=True)
             for machine in (aws, touring):
                 with machine.exclusively():
                     machine.destroy()

@@ -85,3 +85,8 @@ def database(postgres: Postgres) -> Iterator[Database]:
     postgres.create_database(name, owner=name, password=password)
     yield Database(name=name, user=name, password=password, port=postgres.port, ca_file=postgres.ca_file)
     postgres.drop_database(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The groups that deploy or install go first: at the end they would keep one worker waiting for the other."""
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
