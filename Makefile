@@ -38,8 +38,8 @@ tour: $(READY) ## the story in four deployments: a release, the rename, a failin
 	@.venv/bin/python -m local_aws tour
 
 destroy-local: ## end every local process and remove every file that deploy-local made
-	@test ! -x .venv/bin/python || .venv/bin/python -m local_aws destroy
-	@rm -rf .local
+	@if test -x .venv/bin/python; then .venv/bin/python -m local_aws destroy && rm -rf .local; \
+	elif test -d .local/aws; then echo 'error: .venv is gone, which ends the processes: run `make setup` first.' >&2; exit 1; fi
 
 test: lint types synth ## everything that CI checks
 	.venv/bin/python -m pytest -n 2 --dist loadgroup
@@ -56,7 +56,7 @@ synth: $(READY) ## cdk synth with CDK's own validation, without credentials
 
 diff: $(READY) ## what a deployment would change; TEMPLATE=FILE compares with another kept template
 	@test -f $(TEMPLATE) || { echo 'error: there is no $(TEMPLATE): `make deploy-local` keeps one, or name another with TEMPLATE=FILE.' >&2; exit 1; }
-	@CDK_VALIDATION=false $(CDK) diff DevStack --exclusively --template $(TEMPLATE)
+	@CDK_VALIDATION=false $(CDK) diff DevStack --exclusively --output .local/diff --template $(TEMPLATE)
 
 snapshots: $(READY) ## write the stacks' snapshots anew
 	UPDATE_SNAPSHOTS=1 .venv/bin/python -m pytest tests/stacks -k snapshot

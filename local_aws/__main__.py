@@ -7,12 +7,24 @@ import errno
 import shutil
 import signal
 import sys
-from contextlib import closing
 from pathlib import Path
+from urllib.error import URLError
 
-from local_aws import tour
+import psycopg2
+from botocore.exceptions import BotoCoreError
+
+from local_aws import application, tour
 from local_aws.machine import CLONE, LocalAws, LocalAwsError
 from local_aws.postgres import PostgresError
+
+# After Ctrl-C.
+GO_ON = {
+    "deploy": "`make deploy-local` goes on from here, `make destroy-local` removes all of it.",
+    "destroy": "`make destroy-local` goes on from here.",
+    "tour": "the tour has removed what it made.",
+}
+
+DIED = "The local AWS has died: `make deploy-local` starts anew."
 
 
 def deploy(aws: LocalAws, kept_template: Path) -> None:
@@ -25,15 +37,15 @@ def deploy(aws: LocalAws, kept_template: Path) -> None:
         print("Starting the local AWS and PostgreSQL ...", flush=True)
         aws.start()
         print(f"The local AWS has started at {aws.endpoint}.", flush=True)
-    before = (aws.last_updated("DevStack"), aws.tasks_started("dev-migration-task"))
+    before = application.last_change(aws), len(application.migration_tasks(aws))
     print("cdk deploy DevStack ...", flush=True)
     if aws.deploy("DevStack"):
         if not aws.running:
-            raise LocalAwsError(f"The local AWS has died; look at {aws.log}, then run `make deploy-local`.")
+            raise LocalAwsError(DIED)
         raise LocalAwsError("cdk deploy failed: the reason stands above; mend it and run `make deploy-local` again.")
     kept_template.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(aws.root / "cdk.out" / "DevStack.template.json", kept_template)
-    after = (aws.last_updated("DevStack"), aws.tasks_started("dev-migration-task"))
+    after = application.last_change(aws), len(application.migration_tasks(aws))
     print()
     if after == before:
         print("Nothing had changed: DevStack was not touched, and no migration task was started.")
@@ -45,22 +57,13 @@ def deploy(aws: LocalAws, kept_template: Path) -> None:
 
 def summary(aws: LocalAws) -> list[str]:
     """The stacks, the schema, the service and what to do next, as a person reads them."""
-    lines = [f"{stack:<13} {aws.stack_status(stack)}" for stack in ("DevDataStack", "DevStack")]
-    with closing(aws.postgres.connect("inventory")) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT version_num FROM alembic_version")
-        lines.append(f"{'schema':<13} {', '.join(row[0] for row in cursor.fetchall())}")
-        for table in ("parent_items", "child_items"):
-            cursor.execute(
-                "SELECT string_agg(attname, ', ' ORDER BY attnum) FROM pg_attribute"
-                " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
-                (table,),
-            )
-            row = cursor.fetchone()
-            lines.append(f"{table:<13} {row[0] if row else None}")
-    url = aws.service_url()
+    url = application.service_url(aws)
+    facts = {stack: aws.stack_status(stack) for stack in application.STACKS}
+    facts |= {"schema": application.revision(aws)}
+    facts |= {table: ", ".join(application.columns(aws, table)) for table in application.TABLES}
+    facts |= {"service": url}
     return [
-        *lines,
-        f"{'service':<13} {url}",
+        *(f"{name:<13} {fact}" for name, fact in facts.items()),
         "",
         "Try next:",
         f"  curl -s {url}/parents        what the service answers",
@@ -96,10 +99,14 @@ def main() -> int:
             with aws.exclusively():
                 deploy(aws, folder / "deployed" / "DevStack.template.json")
     except KeyboardInterrupt:
-        print("\nInterrupted: `make deploy-local` goes on from here, `make destroy-local` removes all of it.")
+        print(f"\nInterrupted: {GO_ON[command]}")
         return 130
     except (LocalAwsError, PostgresError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (BotoCoreError, psycopg2.OperationalError, URLError):
+        # Whatever of it is asked first can't be reached any more.
+        print(f"error: {DIED}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno != errno.ENOSPC:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ def keep_runtime_platform() -> None:
 
     provisioners._ecs_task_def_create = create
     provisioners._RESOURCE_HANDLERS["AWS::ECS::TaskDefinition"]["create"] = create
+
+
+def keep_milliseconds() -> None:
+    """The times of a task lose what is below a second."""
+    ecs._ts_to_epoch = lambda value: datetime.fromisoformat(value).timestamp() if isinstance(value, str) else value
 
 
 def wait_for_rollouts() -> None:
@@ -171,6 +177,7 @@ def main() -> None:
     ecs._docker = engine
     keep_container_secrets_and_health_checks()
     keep_runtime_platform()
+    keep_milliseconds()
     wait_for_rollouts()
     database_instances_are_real(postgres)
     know_security_group_rules()
@@ -182,9 +189,11 @@ def main() -> None:
     try:
         serve()
     finally:
-        engine.stop_all()
-        # Threads of the emulator may still wait for a task that is no more.
-        os._exit(0)
+        try:
+            engine.stop_all()
+        finally:
+            # Threads of the emulator may still wait for a task that is no more.
+            os._exit(0)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,18 @@ PORT. The database's host name leads to the local PostgreSQL by libpq's own vari
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from local_aws import images
+from local_aws import images, record
 from local_aws.postgres import HOST, free_port
 
 
@@ -64,18 +62,19 @@ class Container:
 
     def stop(self, timeout: float = 10) -> None:
         """SIGTERM to the group, and SIGKILL after ``timeout`` seconds."""
-        self._signal(signal.SIGTERM)
+        self.kill(signal.SIGTERM)
         try:
             self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            self._signal(signal.SIGKILL)
+            self.kill(signal.SIGKILL)
             self.process.wait()
 
     def remove(self, **_: object) -> None:
         """Forget the container; its output is kept, as it may be the only trace of a failure."""
         self.record.unlink(missing_ok=True)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def kill(self, number: signal.Signals) -> None:
+        """Send a signal to the group, unless the process has ended."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, number)
 
@@ -96,31 +95,29 @@ class Containers:
         self.folder = folder
         self.ca_file = ca_file
         self.known: dict[str, Container] = {}
+        self.lock = threading.Lock()
         self.closed = False
 
     def run(
         self, image: str, *, command: list[str] | None, environment: dict[str, str], labels: dict[str, str], **_: object
     ) -> Container:
         """Start the container, and return when it is healthy where its task definition has a health check."""
-        if self.closed:
-            raise RuntimeError("the engine is stopping")
         definition = _container_definition(labels)
         found = images.find(image)
         variables = self._environment(found.environment | environment)
         if definition.get("portMappings"):
             variables |= {"HOST": HOST, "PORT": str(free_port())}
-        container = Container(self.folder, found, command or found.command, variables)
-        self.known[container.id] = container
-        container.record.write_text(
-            json.dumps(
-                {
-                    "pid": container.process.pid,
-                    "created": psutil.Process(container.process.pid).create_time(),
-                    "container": labels["com.amazonaws.ecs.container-name"],
-                    "task": labels["com.amazonaws.ecs.task-arn"],
-                    "port": variables.get("PORT"),
-                }
-            )
+        with self.lock:
+            if self.closed:
+                raise RuntimeError("the engine is stopping")
+            container = Container(self.folder, found, command or found.command, variables)
+            self.known[container.id] = container
+        record.write(
+            container.record,
+            container.process.pid,
+            container=labels["com.amazonaws.ecs.container-name"],
+            task=labels["com.amazonaws.ecs.task-arn"],
+            port=variables.get("PORT"),
         )
         if check := definition.get("healthCheck"):
             _wait_until_healthy(container, check)
@@ -191,10 +188,12 @@ class Engine:
 
     def stop_all(self) -> None:
         """End every container that still runs, and start no more: a service would replace what is ended here."""
-        self.containers.closed = True
-        for container in self.containers.known.values():
-            container._signal(signal.SIGTERM)
-        for container in self.containers.known.values():
+        with self.containers.lock:
+            self.containers.closed = True
+            running = list(self.containers.known.values())
+        for container in running:
+            container.kill(signal.SIGTERM)
+        for container in running:
             container.stop(timeout=5)
             container.remove()
 

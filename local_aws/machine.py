@@ -7,7 +7,6 @@ port is chosen when it starts.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -21,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import psutil
 from botocore.config import Config
 
-from local_aws import images
+from local_aws import images, record
 from local_aws.postgres import HOST, Postgres, PostgresError, free_port
 
 CLONE = Path(__file__).parent.parent
@@ -63,12 +61,12 @@ class LocalAws:
         """The URL at which every AWS service answers.
 
         Raises:
-            LocalAwsError: when it was never started or has been destroyed.
+            LocalAwsError: when it does not run.
         """
-        try:
-            return f"http://{HOST}:{json.loads(self._state.read_text())['port']}"
-        except FileNotFoundError:
-            raise LocalAwsError("The local AWS is not running: start it with `make deploy-local`.") from None
+        emulator = record.read(self._state)
+        if emulator is None:
+            raise LocalAwsError("The local AWS does not run: start it with `make deploy-local`.")
+        return f"http://{HOST}:{emulator['port']}"
 
     def start(self) -> None:
         """Start the emulator and PostgreSQL, unless both run.
@@ -95,12 +93,12 @@ class LocalAws:
 
     def destroy(self) -> None:
         """End every process and remove the folder; no error when there is nothing."""
-        # Tasks outlive an emulator that was killed.
-        for record in [self._state, *self._containers.glob("*.json")]:
-            if process := _recorded(record):
-                _end(process)
+        record.end(self._state)
         if self._launched:
             self._launched.wait()
+        # Tasks outlive an emulator that was killed.
+        for container in self._containers.glob("*.json"):
+            record.end(container)
         self.postgres.stop()
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -134,8 +132,8 @@ class LocalAws:
                 process.wait()
 
     def deploy(self, stack: str, *, app: Path = CLONE, tell: Callable[[str], None] | None = None) -> int:
-        """Run ``cdk deploy``, after ``cdk bootstrap`` when this AWS has not seen it; the exit code."""
-        if not self.stack_status("CDKToolkit"):
+        """Run ``cdk deploy``, after ``cdk bootstrap`` unless that is done; the exit code."""
+        if self.stack_status("CDKToolkit") not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
             # In a folder without cdk.json, where the CLI has no app to run first.
             code = self.cdk("bootstrap", f"aws://{ACCOUNT}/{REGION}", app=self.root, tell=tell)
             if code:
@@ -177,51 +175,25 @@ class LocalAws:
             config=Config(retries={"max_attempts": 2}),
         )
 
-    def stack_status(self, stack: str) -> str | None:
+    def stack(self, name: str) -> dict[str, Any] | None:
+        """The stack as CloudFormation describes it, None when there is none."""
+        cloudformation = self.client("cloudformation")
+        try:
+            stacks: list[dict[str, Any]] = cloudformation.describe_stacks(StackName=name)["Stacks"]
+        except cloudformation.exceptions.ClientError:
+            return None
+        return stacks[0]
+
+    def stack_status(self, name: str) -> str | None:
         """The status of the stack, None when there is none."""
-        cloudformation = self.client("cloudformation")
-        try:
-            stacks: list[dict[str, str]] = cloudformation.describe_stacks(StackName=stack)["Stacks"]
-        except cloudformation.exceptions.ClientError:
-            return None
-        return stacks[0]["StackStatus"]
-
-    def last_updated(self, stack: str) -> str | None:
-        """When the stack was made or last changed, None when there is none."""
-        cloudformation = self.client("cloudformation")
-        try:
-            found = cloudformation.describe_stacks(StackName=stack)["Stacks"][0]
-        except cloudformation.exceptions.ClientError:
-            return None
-        return str(found.get("LastUpdatedTime", found["CreationTime"]))
-
-    def service_url(self) -> str:
-        """Where the inventory service answers.
-
-        Raises:
-            LocalAwsError: when no task of it runs.
-        """
-        running = self.containers("inventory-service")
-        if not running:
-            raise LocalAwsError("No task of the inventory service runs.")
-        return f"http://{HOST}:{running[-1]['port']}"
+        stack = self.stack(name)
+        return str(stack["StackStatus"]) if stack else None
 
     def containers(self, name: str) -> list[dict[str, Any]]:
         """The records of the containers of this name that run now, the oldest first: pid, task, port."""
-        records = [record for record in self._containers.glob("*.json") if _recorded(record)]
-        found = [
-            json.loads(record.read_text()) for record in sorted(records, key=lambda record: record.stat().st_mtime)
-        ]
-        return [record for record in found if record["container"] == name]
-
-    def tasks_started(self, family: str) -> int:
-        """How many tasks of the family this AWS has ever started."""
-        ecs = self.client("ecs")
-        cluster = "dev-inventory-cluster"
-        return sum(
-            len(ecs.list_tasks(cluster=cluster, family=family, desiredStatus=status)["taskArns"])
-            for status in ("RUNNING", "STOPPED")
-        )
+        running = [facts for path in self._containers.glob("*.json") if (facts := record.read(path))]
+        named = [facts for facts in running if facts["container"] == name]
+        return sorted(named, key=lambda facts: float(facts["created"]))
 
     @contextmanager
     def exclusively(self) -> Iterator[None]:
@@ -267,40 +239,24 @@ class LocalAws:
                 stderr=log,
                 start_new_session=True,
             )
-        created = psutil.Process(process.pid).create_time()
-        self._state.write_text(json.dumps({"pid": process.pid, "created": created, "port": port}))
-        deadline = time.monotonic() + 60
-        while not self._emulator_answers():
-            if process.poll() is not None or time.monotonic() > deadline:
-                said = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-                self.destroy()
-                raise LocalAwsError(f"The emulator did not start: {said[-1]}")
-            time.sleep(0.1)
+        try:
+            record.write(self._state, process.pid, port=port)
+        except BaseException:
+            # Without a record nobody would ever end it.
+            process.kill()
+            raise
+        if not self._emulator_answers():
+            said = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            self.destroy()
+            raise LocalAwsError(f"The emulator did not start: {said[-1]}")
 
     def _emulator_answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.endpoint}/_ministack/health", timeout=5) as answer:  # noqa: S310
-                return bool(answer.status == 200)
-        except (LocalAwsError, OSError):
-            return False
-
-
-def _recorded(record: Path) -> psutil.Process | None:
-    """The process of a record, unless it has ended; its id may belong to another process by now."""
-    try:
-        wanted = json.loads(record.read_text())
-        process = psutil.Process(wanted["pid"])
-        same: bool = process.create_time() == wanted["created"] and process.status() != psutil.STATUS_ZOMBIE
-    except (FileNotFoundError, psutil.NoSuchProcess):
-        return None
-    return process if same else None
-
-
-def _end(process: psutil.Process) -> None:
-    """SIGTERM, and SIGKILL to the whole group after 15 seconds."""
-    process.terminate()
-    try:
-        process.wait(15)
-    except psutil.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        """Whether it answers, within a minute; at once False when its process has ended."""
+        deadline = time.monotonic() + 60
+        while record.read(self._state) and time.monotonic() < deadline:
+            try:
+                with urllib.request.urlopen(f"{self.endpoint}/_ministack/health", timeout=5):  # noqa: S310  # loopback
+                    return True
+            except OSError:
+                time.sleep(0.1)
+        return False

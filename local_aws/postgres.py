@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import secrets
 import signal
 import socket
@@ -90,10 +91,9 @@ class Postgres:
                     process.send_signal(signal.SIGINT)
                     raise PostgresError(f"PostgreSQL did not answer within 30 seconds; its log is {self.log}.")
                 time.sleep(0.02)
-            said = self.log.read_text(errors="replace").strip().splitlines()
-            if not any("in use" in line for line in said[-5:]) or time.monotonic() > deadline:
-                fatal = [line for line in said if "FATAL" in line or "PANIC" in line] or said or ["it said nothing"]
-                raise PostgresError(f"PostgreSQL did not start: {fatal[-1].split('FATAL:')[-1].strip()}.")
+            said = self.log.read_text(errors="replace")
+            if "in use" not in said or time.monotonic() > deadline:
+                raise PostgresError(f"PostgreSQL did not start: {_cause(said)}.")
 
     def stop(self) -> None:
         """End the server at once but cleanly (sessions are disconnected); no error when it is not running."""
@@ -156,7 +156,7 @@ class Postgres:
             [*_unprivileged(), str(binaries() / "initdb"), *arguments], capture_output=True, text=True, check=False
         )
         if made.returncode:
-            raise PostgresError(f"initdb failed: {(made.stderr.strip().splitlines() or ['it said nothing'])[-1]}.")
+            raise PostgresError(f"initdb failed: {_cause(made.stderr)}.")
         authority = trustme.CA()
         authority.cert_pem.write_to_path(self.ca_file)
         key = self.directory / "ca-key.pem"
@@ -240,6 +240,13 @@ def _unprivileged(with_parent: bool = False) -> list[str]:
         command += [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--securebits=+no_setuid_fixup"]
         command += ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
     return [*command, "--"] if len(command) > 1 else []
+
+
+def _cause(said: str) -> str:
+    """The line that says why a program of PostgreSQL has ended."""
+    lines = said.strip().splitlines() or ["it said nothing"]
+    causes = [line for line in lines if re.search("FATAL|PANIC|error:", line)]
+    return re.sub(".*(FATAL|PANIC|error): *", "", (causes or lines)[-1])
 
 
 def free_port() -> int:

@@ -8,7 +8,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from local_aws import release
+from local_aws import application, release
 from local_aws.machine import LocalAws, LocalAwsError
 
 # Of all that the CDK CLI prints, the lines that this story is about; the rest is in the log that is named.
@@ -61,7 +61,7 @@ def _rename(aws: LocalAws, app: Path) -> None:
     steps = [
         (event["Timestamp"], f"{event['ResourceType']} {event['ResourceStatus']}") for event in _events(aws)[seen:]
     ]
-    task = _last_task(aws)
+    task = application.migration_tasks(aws)[-1]
     steps.append(
         (task["stoppedAt"], f"the migration's task has stopped, exit code {task['containers'][0]['exitCode']}")
     )
@@ -72,25 +72,25 @@ def _rename(aws: LocalAws, app: Path) -> None:
 
 def _failing_migration(aws: LocalAws, app: Path) -> None:
     _chapter(3, "A migration that fails stops the deployment: the stack rolls back, the service goes on running.")
-    pid = aws.containers("inventory-service")[-1]["pid"]
+    pid = application.service(aws)["pid"]
     release.add_failing_migration(app)
     _deploy(aws, app, succeeds=False)
     _say(f"DevStack is {aws.stack_status('DevStack')}.")
-    if [container["pid"] for container in aws.containers("inventory-service")] != [pid]:
-        raise LocalAwsError("the service was replaced by a deployment that failed.")
+    if application.service(aws)["pid"] != pid:
+        raise LocalAwsError("The service was replaced by a deployment that failed.")
     _say(f"The service is still the same process ({pid}) and answers:")
     _show_data(aws)
 
 
 def _code_only(aws: LocalAws, app: Path) -> None:
     _chapter(4, "A release that changes only code starts no migration task.")
-    pid = aws.containers("inventory-service")[-1]["pid"]
-    started = aws.tasks_started("dev-migration-task")
+    pid = application.service(aws)["pid"]
+    started = len(application.migration_tasks(aws))
     release.copy(app)
     release.change_code_only(app)
     _deploy(aws, app)
-    new = aws.containers("inventory-service")[-1]["pid"]
-    _say(f"Migration tasks started: {aws.tasks_started('dev-migration-task') - started}.")
+    new = application.service(aws)["pid"]
+    _say(f"Migration tasks started: {len(application.migration_tasks(aws)) - started}.")
     _say(f"The service is a new process ({pid} -> {new}).")
 
 
@@ -116,17 +116,9 @@ def _events(aws: LocalAws) -> list[dict[str, Any]]:
     return [event for event in reversed(events) if event["ResourceType"] in (MIGRATION, SERVICE)]
 
 
-def _last_task(aws: LocalAws) -> dict[str, Any]:
-    ecs = aws.client("ecs")
-    cluster = "dev-inventory-cluster"
-    arns = ecs.list_tasks(cluster=cluster, family="dev-migration-task", desiredStatus="STOPPED")["taskArns"]
-    tasks: list[dict[str, Any]] = ecs.describe_tasks(cluster=cluster, tasks=arns)["tasks"]
-    return max(tasks, key=lambda task: task["stoppedAt"])
-
-
 def _show_data(aws: LocalAws) -> None:
     for resource in ("parents", "children"):
-        with urllib.request.urlopen(f"{aws.service_url()}/{resource}", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"{application.service_url(aws)}/{resource}", timeout=10) as answer:  # noqa: S310
             rows = json.load(answer)
         _say(f"GET /{resource}")
         _quote([json.dumps({key: row[key] for key in row if not key.endswith("_at")}) for row in rows])
@@ -134,7 +126,7 @@ def _show_data(aws: LocalAws) -> None:
 
 def _post(aws: LocalAws, resource: str, row: dict[str, object]) -> dict[str, Any]:
     request = urllib.request.Request(  # noqa: S310  # loopback
-        f"{aws.service_url()}/{resource}", json.dumps(row).encode(), {"Content-Type": "application/json"}
+        f"{application.service_url(aws)}/{resource}", json.dumps(row).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310
         made: dict[str, Any] = json.load(answer)

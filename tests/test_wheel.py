@@ -29,6 +29,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.fixture(scope="module")
+def constraints(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The versions that are pinned here, so that no new release of a package changes what is tested."""
+    pinned = re.findall(r"^([\w.-]+==\S+)", (CLONE / "requirements.txt").read_text(), re.MULTILINE)
+    file = tmp_path_factory.mktemp("constraints") / "constraints.txt"
+    file.write_text("\n".join(pinned))
+    return f"--constraint={file}"
+
+
 def run(*command: str, cwd: Path = CLONE, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
@@ -47,10 +56,12 @@ def test_the_wheel_holds_the_construct_and_the_runner_and_nothing_else(wheel: Pa
     } <= set(names)
 
 
-def test_the_example_of_the_readme_is_synthesized_from_the_installed_wheel(wheel: Path, tmp_path: Path) -> None:
+def test_the_example_of_the_readme_is_synthesized_from_the_installed_wheel(
+    wheel: Path, constraints: str, tmp_path: Path
+) -> None:
     run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
     python = str(tmp_path / "venv" / "bin" / "python")
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[cdk]")
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", constraints, f"{wheel}[cdk]")
     installed = run(python, "-m", "pip", "list", "--format=freeze").lower()
     assert "alembic" not in installed
     assert "sqlalchemy" not in installed
@@ -68,9 +79,9 @@ def test_the_example_of_the_readme_is_synthesized_from_the_installed_wheel(wheel
     assert migration["Properties"]["Revisions"][0] == "49871d03964c rename name to sku"
 
 
-def test_the_runner_of_the_wheel_needs_no_cdk(wheel: Path, tmp_path: Path) -> None:
+def test_the_runner_of_the_wheel_needs_no_cdk(wheel: Path, constraints: str, tmp_path: Path) -> None:
     run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
     python = str(tmp_path / "venv" / "bin" / "python")
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{wheel}[runner]")
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", constraints, f"{wheel}[runner]")
     assert "aws-cdk" not in run(python, "-m", "pip", "list", "--format=freeze")
     assert "upgrade" in run(python, "-P", "-m", "migration_runner", "--help", cwd=tmp_path)

@@ -6,7 +6,6 @@ import json
 import subprocess
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from local_aws import release
+from local_aws import application, release
 from local_aws.machine import LocalAws
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
@@ -53,20 +52,17 @@ class World:
         self.app = folder / "app"
 
     def deploy(self) -> Deployment:
-        seen, started = {event["EventId"] for event in self.events()}, self.tasks_started()
+        seen, started = {event["EventId"] for event in self.events()}, len(application.migration_tasks(self.aws))
         said = list[str]()
         code = self.aws.deploy("DevStack", app=self.app, tell=said.append)
         (self.app.parent / "deploy.log").write_text("\n".join(said))
-        with closing(self.aws.postgres.connect("inventory")) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT version_num FROM alembic_version")
-            revision = cursor.fetchall()[0][0]
         return Deployment(
             exit_code=code,
             output="\n".join(said),
             events=[event for event in self.events() if event["EventId"] not in seen],
-            tasks_started=self.tasks_started() - started,
+            tasks_started=len(application.migration_tasks(self.aws)) - started,
             service_pids=[container["pid"] for container in self.aws.containers("inventory-service")],
-            revision=revision,
+            revision=application.revision(self.aws),
             stack_status=self.aws.stack_status("DevStack"),
         )
 
@@ -76,15 +72,12 @@ class World:
         pages = self.aws.client("cloudformation").get_paginator("describe_stack_events").paginate(StackName="DevStack")
         return [event for page in pages for event in page["StackEvents"]]
 
-    def tasks_started(self) -> int:
-        return self.aws.tasks_started("dev-migration-task")
-
     def get(self, resource: str) -> Any:
-        with urllib.request.urlopen(f"{self.aws.service_url()}/{resource}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{application.service_url(self.aws)}/{resource}", timeout=10) as answer:
             return json.load(answer)
 
     def post(self, resource: str, row: dict[str, object]) -> Any:
-        url = f"{self.aws.service_url()}/{resource}"
+        url = f"{application.service_url(self.aws)}/{resource}"
         request = urllib.request.Request(url, json.dumps(row).encode(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
@@ -185,11 +178,6 @@ def test_a_service_that_can_not_start_rolls_back_to_the_running_one_and_keeps_th
     assert world.get("ready")
 
 
-def test_two_releases_ran_two_codes_from_two_images(world: World, failed_service: Deployment) -> None:  # noqa: ARG001
-    images = list((world.aws.root / "images").iterdir())
-    assert len(images) == 5
-
-
 def test_nothing_secret_is_in_what_a_deployment_left_behind(world: World, failed_service: Deployment) -> None:  # noqa: ARG001
     secret = world.aws.client("secretsmanager").get_secret_value(SecretId="dev/inventory-management/database")
     password = json.loads(secret["SecretString"])["password"]
@@ -210,6 +198,4 @@ def test_a_destroyed_stack_is_gone_with_its_service_and_leaves_the_database_alon
     assert world.aws.cdk("destroy", "DevStack", "--force", out, app=world.app, tell=said.append) == 0, said
     assert world.aws.stack_status("DevStack") is None
     assert world.aws.containers("inventory-service") == []
-    with closing(world.aws.postgres.connect("inventory")) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT version_num FROM alembic_version")
-        assert cursor.fetchall() == [(failed_service.revision,)]
+    assert application.revision(world.aws) == failed_service.revision

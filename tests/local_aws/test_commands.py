@@ -1,4 +1,4 @@
-"""``python -m local_aws`` as ``make`` calls it, in a folder of its own."""
+"""``python -m local_aws`` as ``make`` calls it, in folders of its own."""
 
 from __future__ import annotations
 
@@ -22,23 +22,42 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("commands")]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    made = tmp_path_factory.mktemp("clone") / "local"
+    # A name that breaks whoever forgets to quote.
+    made = tmp_path_factory.mktemp("clone") / "lo cal é"
     yield made
     LocalAws(made / "aws").destroy()
 
 
-def local_aws(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "local_aws", f"--folder={folder}", command],
-        cwd=CLONE,
-        capture_output=True,
-        text=True,
-        check=False,
+def command(folder: Path, name: str) -> list[str]:
+    return [sys.executable, "-m", "local_aws", f"--folder={folder}", name]
+
+
+def local_aws(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, name), cwd=CLONE, capture_output=True, text=True, check=False)
+
+
+def processes(folder: Path) -> list[psutil.Process]:
+    """Every process that works in the folder, or names it."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        if str(folder) in " ".join([*(process.info["cmdline"] or []), process.info["cwd"] or ""]):
+            found.append(process)
+    return found
+
+
+def interrupted_after(line: str, folder: Path, name: str) -> tuple[int, str]:
+    """Run the command and press Ctrl-C as soon as it has printed the line; exit code and output."""
+    process = subprocess.Popen(
+        command(folder, name), cwd=CLONE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-
-
-def command_lines() -> list[str]:
-    return [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    said = ""
+    assert process.stdout
+    with process.stdout:
+        for printed in process.stdout:
+            said += printed
+            if line in printed:
+                process.send_signal(signal.SIGINT)
+    return process.wait(), said
 
 
 @pytest.fixture(scope="module")
@@ -61,41 +80,83 @@ def test_deploy_ends_with_the_stacks_the_schema_the_url_and_three_commands(deplo
     assert len(re.findall(r"^  (?:curl|make) ", end, re.MULTILINE)) == 3
 
 
-def test_deploy_again_finds_nothing_to_do_starts_no_task_and_says_so(folder: Path, deployed: str) -> None:  # noqa: ARG001
+def test_deploy_again_finds_nothing_to_do_starts_no_task_and_says_so(folder: Path, deployed: str) -> None:  # noqa: ARG001  # what came before
     again = local_aws(folder, "deploy")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Nothing had changed: DevStack was not touched, and no migration task was started." in again.stdout
 
 
 def test_everything_listens_on_loopback_only(folder: Path, deployed: str) -> None:  # noqa: ARG001
-    aws = LocalAws(folder / "aws")
-    pids = {int(record["pid"]) for record in aws.containers("inventory-service")} | {aws.postgres.pid}
-    sockets = [socket for socket in psutil.net_connections("inet") if socket.status == psutil.CONN_LISTEN]
-    addresses = [str(tuple(socket.laddr)) for socket in sockets if socket.pid in pids]
-    emulator = aws.endpoint.rpartition(":")[2]
-    addresses += [address for socket in sockets if (address := str(tuple(socket.laddr))).endswith(f" {emulator})")]
-    assert len(addresses) == 3
-    assert all(address.startswith("('127.0.0.1'") for address in addresses)
+    ours = processes(folder)
+    addresses = {
+        str(connection.laddr[0])
+        for process in ours
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(ours) > 3
+    assert addresses == {"127.0.0.1"}
 
 
 def test_a_second_command_on_the_same_local_aws_is_refused_in_one_sentence(folder: Path, deployed: str) -> None:  # noqa: ARG001
     with (folder / "aws.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        refused = local_aws(folder, "deploy")
+        refused = local_aws(folder, "destroy")
     assert refused.returncode == 1
     assert refused.stderr == "error: Another command is at work on this local AWS: wait for it, or end it.\n"
 
 
-def test_when_postgresql_has_died_a_deployment_starts_anew(folder: Path, deployed: str) -> None:  # noqa: ARG001
+def test_an_interrupted_deployment_says_how_to_go_on_and_another_local_aws_does_not_notice(
+    deployed: str, tmp_path: Path
+) -> None:
+    second = tmp_path / "second"
+    code, said = interrupted_after("cdk deploy DevStack ...", second, "deploy")
+    assert code == 130
+    assert said.endswith(
+        "Interrupted: `make deploy-local` goes on from here, `make destroy-local` removes all of it.\n"
+    )
+    assert [process for process in processes(second) if "cdk" in " ".join(process.cmdline())] == []
+    assert local_aws(second, "destroy").returncode == 0
+    assert processes(second) == []
+
+    url = re.search(r"service +(http://127.0.0.1:\d+)", deployed)
+    assert url
+    with urllib.request.urlopen(f"{url[1]}/health", timeout=10) as answer:
+        assert answer.status == 200
+
+
+def test_when_postgresql_has_died_a_deployment_says_so_and_starts_anew(folder: Path, deployed: str) -> None:  # noqa: ARG001
     os.kill(LocalAws(folder / "aws").postgres.pid, signal.SIGKILL)
-    again = local_aws(folder, "deploy")
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert "The local AWS of before has died, and its stacks with it." in again.stdout
-    assert "Migration tasks started: 1." in again.stdout
+    code, said = interrupted_after("The local AWS has started at", folder, "deploy")
+    assert "The local AWS of before has died, and its stacks with it." in said
+    assert code == 130
+
+
+def test_a_record_that_was_cut_off_does_not_keep_destroy_from_its_work(folder: Path, deployed: str) -> None:  # noqa: ARG001
+    (folder / "aws" / "containers").mkdir(exist_ok=True)
+    (folder / "aws" / "containers" / "0123456789ab.part").write_text('{"pid": 12')
+    done = local_aws(folder, "destroy")
+    assert done.returncode == 0, done.stderr
 
 
 def test_destroy_leaves_no_process_and_no_file(folder: Path, deployed: str) -> None:  # noqa: ARG001
     assert local_aws(folder, "destroy").returncode == 0
     assert not folder.exists()
-    assert [args for args in command_lines() if str(folder) in args] == []
-    assert local_aws(folder, "destroy").returncode == 0
+    assert processes(folder) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
+def test_without_room_on_the_disk_a_deployment_ends_in_one_sentence(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    script = (
+        f"mount -t tmpfs -o size=1m small '{small}' || exit 77; exec {' '.join(command(small / 'local', 'deploy'))}"
+    )
+    # In a mount namespace of its own, so that the small disk is gone with the process.
+    full = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script], cwd=CLONE, capture_output=True, text=True, check=False
+    )
+    if full.returncode == 77:
+        pytest.skip("this machine lets not even root mount a disk")
+    assert full.returncode == 1
+    assert re.fullmatch(r"error: .*(No space left on device|the disk is full).*\n", full.stderr)

@@ -1,0 +1,67 @@
+"""What is looked at after a deployment of this application."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import datetime
+from typing import Any
+
+from local_aws.machine import LocalAws, LocalAwsError
+from local_aws.postgres import HOST
+
+STACKS = ("DevDataStack", "DevStack")
+TABLES = ("parent_items", "child_items")
+CLUSTER = "dev-inventory-cluster"
+MIGRATION_FAMILY = "dev-migration-task"
+
+
+def service(aws: LocalAws) -> dict[str, Any]:
+    """The newest running task of the inventory service: its pid and port.
+
+    Raises:
+        LocalAwsError: when none runs.
+    """
+    running = aws.containers("inventory-service")
+    if not running:
+        raise LocalAwsError("No task of the inventory service runs.")
+    return running[-1]
+
+
+def service_url(aws: LocalAws) -> str:
+    """Where the inventory service answers; raises LocalAwsError when it does not run."""
+    return f"http://{HOST}:{service(aws)['port']}"
+
+
+def migration_tasks(aws: LocalAws) -> list[dict[str, Any]]:
+    """Every migration task that was ever started here, as ECS describes it, the oldest first."""
+    ecs = aws.client("ecs")
+    arns = [
+        arn
+        for status in ("RUNNING", "STOPPED")
+        for arn in ecs.list_tasks(cluster=CLUSTER, family=MIGRATION_FAMILY, desiredStatus=status)["taskArns"]
+    ]
+    tasks: list[dict[str, Any]] = ecs.describe_tasks(cluster=CLUSTER, tasks=arns)["tasks"] if arns else []
+    return sorted(tasks, key=lambda task: task["createdAt"])
+
+
+def last_change(aws: LocalAws) -> datetime | None:
+    """When DevStack was made or last changed; None when there is none."""
+    stack = aws.stack("DevStack") or {}
+    return stack.get("LastUpdatedTime", stack.get("CreationTime"))
+
+
+def revision(aws: LocalAws) -> str:
+    """Where the schema is."""
+    return ", ".join(_column(aws, "SELECT version_num FROM alembic_version"))
+
+
+def columns(aws: LocalAws, table: str) -> list[str]:
+    """The columns of a table in their order."""
+    query = "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped"
+    return _column(aws, f"{query} ORDER BY attnum", table)
+
+
+def _column(aws: LocalAws, query: str, *parameters: str) -> list[str]:
+    with closing(aws.postgres.connect("inventory")) as connection, connection.cursor() as cursor:
+        cursor.execute(query, parameters)
+        return [row[0] for row in cursor.fetchall()]
