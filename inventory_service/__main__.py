@@ -5,34 +5,24 @@ import signal
 import sys
 
 import uvicorn
+from alembic.util import CommandError
 from sqlalchemy import create_engine
 
 from inventory_service.api import create_app
-from inventory_service.readiness import Readiness
 from inventory_service.settings import SettingsError, connection_parameters, listen_address
 
-# A host that has vanished is noticed within seconds, not when TCP gives up after a quarter of an hour.
-PATIENCE = {"connect_timeout": "5", "tcp_user_timeout": "5000", "keepalives_idle": "5"}
-
-
-def main() -> None:
-    """Serve until SIGTERM, finish the requests in flight and exit with 0; with 2 when it can't start like this."""
-    # The kernel ignores SIGTERM for a container's first process unless it is handled, and uvicorn does so late.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        host, port = listen_address(os.environ)
-        parameters = PATIENCE | connection_parameters(os.environ)
-        engine = create_engine(
-            "postgresql+psycopg2://", connect_args=parameters, pool_pre_ping=True, hide_parameters=True
-        )
-        app = create_app(engine, Readiness(engine))
-    except SettingsError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
-    # Kept alive for longer than a load balancer's 60 seconds, so that it never sends a request into a closing
-    # connection; given up before ECS kills, 30 seconds after SIGTERM.
-    uvicorn.run(app, host=host, port=port, access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=25)
-
-
-if __name__ == "__main__":
-    main()
+# The kernel ignores SIGTERM for a container's first process unless it is handled, and uvicorn does so late.
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+try:
+    host, port = listen_address(os.environ)
+    # A host that has vanished is noticed within seconds, not when TCP gives up after a quarter of an hour.
+    patience = {"connect_timeout": "5", "tcp_user_timeout": "5000", "keepalives_idle": "5"}
+    parameters = patience | connection_parameters(os.environ)
+    engine = create_engine("postgresql+psycopg2://", connect_args=parameters, pool_pre_ping=True, hide_parameters=True)
+    app = create_app(engine)
+except (SettingsError, CommandError) as error:
+    sys.stderr.write(f"The service can't start: {error}\n")
+    sys.exit(2)
+# Kept alive for longer than a load balancer's 60 seconds, so that it never sends a request into a closing
+# connection; given up before ECS kills, 30 seconds after SIGTERM.
+uvicorn.run(app, host=host, port=port, access_log=False, timeout_keep_alive=75, timeout_graceful_shutdown=25)

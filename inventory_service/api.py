@@ -8,20 +8,14 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
-from psycopg2 import Error, InterfaceError, OperationalError
 from psycopg2.errors import ForeignKeyViolation, UniqueViolation
-from pydantic import BaseModel, Field, StringConstraints, with_config
-from sqlalchemy import Engine, delete, insert, select, update
-from sqlalchemy.exc import DBAPIError, NoResultFound
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from pydantic import BaseModel, Field, StringConstraints
+from sqlalchemy import Engine, delete, exc, insert, select, update
 from sqlalchemy.orm import Session
-from typing_extensions import TypedDict
 
 from inventory_service.models import ChildItem, ParentItem
 from inventory_service.readiness import Readiness
 
-log = logging.getLogger("uvicorn.error")
 # PostgreSQL can't store NUL, and nobody can read the other control characters.
 Label = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=120, pattern=r"^\P{Cc}+$")]
 Key = Annotated[int, Field(ge=1, lt=2**63)]
@@ -43,12 +37,11 @@ class NewChild(NewParent):
     quantity: Quantity = 0
 
 
-@with_config(extra="forbid", strict=True)
-class ChildChanges(TypedDict, total=False):
+class ChildChanges(NewParent):
     """What can be changed of a child; a field that is absent stays as it is."""
 
-    sku: Label
-    quantity: Quantity
+    sku: Label = ""
+    quantity: Quantity = 0
 
 
 class Parent(BaseModel):
@@ -67,17 +60,14 @@ class Child(Parent):
     quantity: int
 
 
-def create_app(engine: Engine, readiness: Readiness) -> FastAPI:
-    """The service's application, on the inventory's database and with what answers ``/ready``."""
-    app = FastAPI(
-        title="Inventory",
-        exception_handlers={
-            RequestValidationError: _invalid,
-            NoResultFound: _missing,
-            DBAPIError: _refused,
-            PoolTimeoutError: _unavailable,
-        },
-    )
+def create_app(engine: Engine) -> FastAPI:
+    """The service's application on the inventory's database; raises what Readiness raises."""
+    app = FastAPI(title="Inventory", exception_handlers={RequestValidationError: _refuse, exc.SQLAlchemyError: _refuse})
+    app.get("/ready")(Readiness(engine).report)
+
+    @app.get("/health")
+    async def health() -> dict[str, bool]:
+        return {"alive": True}
 
     def transaction() -> Iterator[Session]:
         with Session(engine, expire_on_commit=False) as session, session.begin():
@@ -128,51 +118,36 @@ def create_app(engine: Engine, readiness: Readiness) -> FastAPI:
 
     @app.patch("/children/{key}", response_model=Child)
     def update_child(key: Key, changes: ChildChanges, session: Transaction) -> ChildItem:
-        changed = update(ChildItem).where(ChildItem.id == key).values(**changes)
+        changed = update(ChildItem).where(ChildItem.id == key).values(changes.model_dump(exclude_unset=True))
         return session.scalars(changed.returning(ChildItem)).one()
 
     @app.delete("/children/{key}", status_code=204)
     def delete_child(key: Key, session: Transaction) -> None:
         session.scalars(delete(ChildItem).where(ChildItem.id == key).returning(ChildItem.id)).one()
 
-    @app.get("/health")
-    async def health() -> dict[str, bool]:
-        return {"alive": True}
-
-    @app.get("/ready")
-    async def ready(response: Response) -> dict[str, bool | str | None]:
-        report = await readiness.report()
-        response.status_code = 200 if report["ready"] else 503
-        return report
-
     return app
 
 
-async def _invalid(_request: Request, error: RequestValidationError) -> Response:
-    # FastAPI's own answer repeats the input, and fails when that is NaN or no Unicode.
-    detail = [{key: wrong[key] for key in ("loc", "msg", "type")} for wrong in error.errors()]
-    return Response(json.dumps({"detail": detail}), 422, media_type="application/json")
-
-
-async def _missing(_request: Request, _error: Exception) -> Response:
-    return JSONResponse({"detail": "There is no such item."}, 404)
-
-
-async def _refused(request: Request, error: DBAPIError) -> Response:
-    match error.orig:
-        case UniqueViolation():
-            return JSONResponse({"detail": "This sku is taken."}, 409)
-        case ForeignKeyViolation():
-            return JSONResponse({"detail": "There is no parent with this parent_id."}, 422)
-        case OperationalError() | InterfaceError():
-            return await _unavailable(request, error)
-        case Error() as cause:
-            # Only the server's sentence: the driver's text repeats the statement and the values in it.
-            log.error("%s: %s", type(cause).__name__, cause.diag.message_primary)
-            return JSONResponse({"detail": "Internal Server Error"}, 500)
-    raise error
-
-
-async def _unavailable(_request: Request, error: Exception) -> Response:
-    log.warning("The database does not answer: %s", str(error).splitlines()[0])
-    return JSONResponse({"detail": "The database does not answer; try again."}, 503, {"Retry-After": "1"})
+async def _refuse(_request: Request, error: Exception) -> Response:
+    detail: object
+    match error:
+        case RequestValidationError():
+            # Without the input, which FastAPI would repeat: it may be NaN or no Unicode, and so no JSON.
+            status, detail = 422, [{key: wrong[key] for key in ("loc", "msg", "type")} for wrong in error.errors()]
+        case exc.NoResultFound():
+            status, detail = 404, "There is no such item."
+        case exc.IntegrityError(orig=UniqueViolation()):
+            status, detail = 409, "This sku is taken."
+        case exc.IntegrityError(orig=ForeignKeyViolation()):
+            status, detail = 422, "There is no parent with this parent_id."
+        case exc.OperationalError() | exc.InterfaceError() | exc.TimeoutError():
+            status, detail = 503, "The database does not answer; try again."
+        case exc.DBAPIError():
+            status, detail = 500, "Internal Server Error"
+        case _:
+            raise error
+    if status >= 500:
+        # Only the first line: the others repeat the statement and the values in it.
+        logging.getLogger("uvicorn.error").error("%s %s", detail, str(error).partition("\n")[0])
+    headers = {"Retry-After": "1"} if status == 503 else None
+    return Response(json.dumps({"detail": detail}), status, headers, "application/json")

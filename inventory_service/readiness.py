@@ -1,70 +1,46 @@
 """Whether the database's schema is what this code needs."""
 
 import logging
+from asyncio import to_thread, wait_for
 
 from alembic.config import Config
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from anyio import move_on_after
-from anyio.to_thread import run_sync
-from psycopg2.errors import UndefinedTable
+from fastapi import Response
 from sqlalchemy import Engine, text
-from sqlalchemy.exc import OperationalError, ProgrammingError
-
-from inventory_service.settings import SettingsError
-
-log = logging.getLogger("uvicorn.error")
+from sqlalchemy.exc import OperationalError
 
 
 class Readiness:
     """Ready means that the schema is not behind: its revision is neither missing nor older than this image's head.
 
     A revision that this image does not know is newer: the migration makes it while the old tasks still serve.
-    A database that does not answer leaves the last verdict as it was, and at the start there is none. So a task can't
-    become ready without a schema, but an outage of the database, which no new task would mend, gets no task killed.
-
-    Args:
-        engine: to look at the schema with.
-
-    Raises:
-        SettingsError: in the working directory is no alembic.ini with exactly one head.
+    An outage, which no new task would mend, leaves the last verdict; without one yet, the service is not ready.
+    Raises Alembic's CommandError when the working directory has no alembic.ini, or more than one head.
     """
 
     def __init__(self, engine: Engine) -> None:
-        try:
-            scripts = ScriptDirectory.from_config(Config("alembic.ini"))
-            self._needed = scripts.get_current_head()
-            self._older = {script.revision for script in scripts.walk_revisions()} - {self._needed}
-        except CommandError as error:
-            raise SettingsError(f"The migrations beside this service can't be used: {error}") from None
-        if not self._needed:
-            raise SettingsError("There is no revision beside this service: it needs alembic.ini and its migrations.")
+        scripts = ScriptDirectory.from_config(Config("alembic.ini"))
+        self._needed = scripts.get_current_head()
+        self._older = {script.revision for script in scripts.walk_revisions()} - {self._needed}
         self._engine = engine
         self._ready = False
 
-    async def report(self) -> dict[str, bool | str | None]:
-        """Look at the schema, for at most two seconds because a health check is waiting, and say what that means."""
-        schema = None
-        with move_on_after(2):
-            schema = await run_sync(self._schema, abandon_on_cancel=True)
-        if schema is None:
-            detail = "The database does not answer."
-        else:
-            self._ready = not schema <= self._older
-            detail = (
-                "The schema has what this code needs." if self._ready else "The schema is behind: run the migration."
-            )
-        at = ", ".join(sorted(schema)) if schema else None
-        return {"ready": self._ready, "schema": at, "needed": self._needed, "detail": detail}
-
-    def _schema(self) -> set[str] | None:
+    async def report(self, response: Response) -> dict[str, bool | str | None]:
+        """Say whether it is ready and why, within two seconds because a health check is waiting."""
+        heads: tuple[str, ...] = ()
         try:
-            with self._engine.connect() as connection:
-                return set(connection.scalars(text("SELECT version_num FROM alembic_version")))
-        except OperationalError as error:
-            log.warning("The database does not answer: %s", str(error).splitlines()[0])
-            return None
-        except ProgrammingError as error:
-            if isinstance(error.orig, UndefinedTable):
-                return set()
-            raise
+            # Not in a thread of the requests: they may all be waiting for a lock.
+            heads = await wait_for(to_thread(self._heads), timeout=2)
+            self._ready = not self._older.issuperset(heads)
+            detail = f"The schema {'has what this code needs' if self._ready else 'is behind: run the migration'}."
+        except (OperationalError, TimeoutError) as error:
+            detail = "The database does not answer."
+            logging.getLogger("uvicorn.error").warning("%s %s", detail, str(error).partition("\n")[0])
+        response.status_code = 200 if self._ready else 503
+        return {"ready": self._ready, "schema": ", ".join(heads) or None, "needed": self._needed, "detail": detail}
+
+    def _heads(self) -> tuple[str, ...]:
+        with self._engine.connect() as connection:
+            connection.execute(text("SET LOCAL statement_timeout = '2s'"))
+            return MigrationContext.configure(connection).get_current_heads()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -78,6 +80,17 @@ def test_a_database_that_hangs_keeps_no_health_check_waiting(service: Service, i
         cursor.execute("BEGIN; LOCK alembic_version")
         assert service.client.get("/ready", timeout=4).status_code == 200
         cursor.execute("ROLLBACK")
+
+
+def test_requests_that_all_wait_for_a_lock_keep_no_health_check_waiting(service: Service, inventory: Database) -> None:
+    with ThreadPoolExecutor(50) as pool, closing(inventory.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN; LOCK parent_items")
+        waiting = [pool.submit(service.client.get, "/parents") for _ in range(50)]
+        time.sleep(0.5)
+        assert service.client.get("/ready", timeout=4).status_code == 200
+        assert not any(request.done() for request in waiting)
+        cursor.execute("ROLLBACK")
+        assert {request.result().status_code for request in waiting} == {200}
 
 
 def test_a_service_that_has_not_seen_its_schema_yet_is_not_ready(

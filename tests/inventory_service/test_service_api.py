@@ -209,5 +209,5 @@ def test_an_unforeseen_error_shows_no_sql_and_logs_no_values(service: Service, i
         inventory.rows("ALTER TABLE parent_items RENAME something_else TO sku")
     assert (answer.status_code, answer.json()) == (500, {"detail": "Internal Server Error"})
     log = service.log.read_text()
-    assert 'UndefinedColumn: column "sku" of relation "parent_items" does not exist' in log
+    assert 'UndefinedColumn) column "sku" of relation "parent_items" does not exist' in log
     assert "canary-value" not in log

@@ -78,18 +78,18 @@ def test_a_server_whose_certificate_is_not_trusted_is_not_talked_to(serve: Serve
     ("environment", "sentence"),
     [
         ({"PORT": "http"}, "PORT must be a number from 1 to 65535, but it is 'http'."),
-        ({}, "No database is configured: set DATABASE_SECRET (the JSON of an RDS secret) or DATABASE_URL."),
+        ({}, "Set either DATABASE_SECRET (the JSON of an RDS secret) or DATABASE_URL, and not both."),
     ],
 )
 def test_wrong_settings_end_the_service_with_a_sentence_and_2(environment: dict[str, str], sentence: str) -> None:
-    assert run(environment) == (2, "", f"{sentence}\n")
+    assert run(environment) == (2, "", f"The service can't start: {sentence}\n")
 
 
 def test_an_image_without_migrations_ends_with_a_sentence_and_2(tmp_path: Path) -> None:
     environment = {"DATABASE_URL": "postgresql://user:canary@localhost/inventory", "PYTHONPATH": str(CLONE)}
     code, output, sentence = run(environment, folder=tmp_path)
     assert (code, output) == (2, "")
-    assert sentence.startswith("The migrations beside this service can't be used: No 'script_location' key found")
+    assert sentence.startswith("The service can't start: No 'script_location' key found in configuration")
     assert "canary" not in sentence
 
 

@@ -49,31 +49,31 @@ def test_a_url_may_say_more_to_libpq() -> None:
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
-        ({}, "No database is configured: set DATABASE_SECRET (the JSON of an RDS secret) or DATABASE_URL."),
+        ({}, "Set either DATABASE_SECRET (the JSON of an RDS secret) or DATABASE_URL, and not both."),
         (
             {"DATABASE_SECRET": secret(), "DATABASE_URL": "postgresql://app:canary@db/inventory"},
-            "DATABASE_SECRET and DATABASE_URL are both set: keep one of them.",
+            "Set either DATABASE_SECRET (the JSON of an RDS secret) or DATABASE_URL, and not both.",
         ),
         *(
-            ({"DATABASE_SECRET": value}, "DATABASE_SECRET is not a JSON object, as the secret of an RDS database is.")
+            (
+                {"DATABASE_SECRET": value},
+                "DATABASE_SECRET can't be read: it must be a JSON object, as the secret of an RDS database is.",
+            )
             for value in ("canary", '"canary"', "7", "null", "[7]", secret()[:-1])
         ),
         ({"DATABASE_SECRET": '{"password": "canary"}'}, "DATABASE_SECRET lacks username and host and dbname."),
         ({"DATABASE_SECRET": secret(port="canary")}, "The database's port must be a number from 1 to 65535."),
         ({"DATABASE_SECRET": secret(), "DATABASE_PORT": "0"}, "The database's port must be a number from 1 to 65535."),
-        (
-            {"DATABASE_URL": "mysql://app:canary@db/inventory"},
-            "DATABASE_URL must begin with postgresql:// or postgres://.",
-        ),
-        ({"DATABASE_URL": "host=db password=canary"}, "DATABASE_URL must begin with postgresql:// or postgres://."),
+        ({"DATABASE_URL": "host=db password=canary"}, "DATABASE_URL lacks username and dbname."),
         ({"DATABASE_URL": "postgresql://app:canary@db"}, "DATABASE_URL lacks dbname."),
         (
             {"DATABASE_URL": "postgresql://app:can/ary@db/inventory?user=app"},
             "The database's port must be a number from 1 to 65535.",
         ),
         *(
-            ({"DATABASE_URL": url}, "DATABASE_URL can't be read: is every special character in it %-encoded?")
+            ({"DATABASE_URL": url}, "DATABASE_URL can't be read: it must be a postgresql:// URL, %-encoded.")
             for url in (
+                "mysql://app:canary@db/inventory",
                 "postgresql://app:canary%zz@db/inventory",
                 "postgresql://app:canary@db/inventory?canary=1",
                 "postgresql://app:canary\udc80@db/inventory",
