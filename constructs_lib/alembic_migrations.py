@@ -28,7 +28,7 @@ class AlembicMigrations:
         return head(self._revisions)
 
     @property
-    def lines(self) -> list[str]:
+    def descriptions(self) -> list[str]:
         """The revisions for a person, newest first, such as ``49871d03964c rename name to sku``."""
         return [f"{one.revision} {one.message}" for one in self._revisions]
 

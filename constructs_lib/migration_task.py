@@ -25,19 +25,24 @@ LOG_STREAM_PREFIX = "migration"
 MIN_TIMEOUT, MAX_TIMEOUT = Duration.minutes(1), Duration.minutes(55)
 ANSWER_MARGIN = Duration.minutes(3)
 ROUTES = (ec2.CfnRoute, ec2.CfnSubnetRouteTableAssociation, ec2.CfnVPCEndpoint, ec2.CfnNatGateway)
-NEVER_HELD_BACK = (
-    "AWS::EC2::InternetGateway",
-    "AWS::EC2::NatGateway",
-    "AWS::EC2::Route",
-    "AWS::EC2::SecurityGroup",
-    "AWS::EC2::Subnet",
-    "AWS::EC2::VPC",
-    "AWS::ECS::Cluster",
-    "AWS::IAM::",
-    "AWS::KMS::",
-    "AWS::Logs::",
-    "AWS::RDS::",
-    "AWS::SecretsManager::",
+RUNS_CODE = (
+    "AWS::AppRunner::Service",
+    "AWS::AutoScaling::AutoScalingGroup",
+    "AWS::Batch::ComputeEnvironment",
+    "AWS::Batch::JobDefinition",
+    "AWS::Batch::JobQueue",
+    "AWS::EC2::Instance",
+    "AWS::ECS::ExpressGatewayService",
+    "AWS::ECS::Service",
+    "AWS::ECS::TaskSet",
+    "AWS::ElasticBeanstalk::Environment",
+    "AWS::Events::Rule",
+    "AWS::Lambda::Function",
+    "AWS::Pipes::Pipe",
+    "AWS::Scheduler::Schedule",
+    "AWS::StepFunctions::StateMachine",
+    "Custom::AWSCDK-EKS-HelmChart",
+    "Custom::AWSCDK-EKS-KubernetesResource",
 )
 
 
@@ -49,7 +54,7 @@ class MigrationTask(Construct):
     rolls back before anything that ``execute_before`` names has been touched. The schema itself is never rolled
     back, and never touched when the stack is deleted.
 
-    The contract with the container: it runs to completion, and exit code 0 means migrated. One migration adds 14
+    What is agreed with the container: it runs to completion, and exit code 0 means migrated. One migration adds 14
     resources at most, each numbered here and in MigrationTrigger with its reason.
 
     Args:
@@ -73,7 +78,10 @@ class MigrationTask(Construct):
         cpu: in units of 1/1024 vCPU; 256 by default.
         memory_limit_mib: in MiB, one that Fargate offers for ``cpu``; 512 by default.
         runtime_platform: of the image. Default: Linux on X86_64.
-        readonly_root_filesystem: true by default; /tmp is writable all the same.
+        readonly_root_filesystem: true by default; /tmp is a volume of its own all the same. On Fargate a user other
+            than root can write to it only if the image declares ``VOLUME /tmp``: it then has the permissions that the
+            folder has in the image, otherwise root's.
+            https://docs.aws.amazon.com/AmazonECS/latest/developerguide/bind-mounts.html
         timeout: how long the task may run, from 1 to 55 minutes, 30 by default; then it is stopped.
         family: of the task definition. Default: generated.
         execution_role: which ECS uses to pull the image and read the secret; it gets these permissions. Default:
@@ -205,7 +213,7 @@ class MigrationTask(Construct):
             service_token=trigger.function.function_arn,
             service_timeout=service_timeout,
             properties={
-                "Revisions": _window(migrations.lines if migrations else [target]),
+                "Revisions": _window(migrations.descriptions if migrations else [target]),
                 # Another database, or another secret to reach it, has not been migrated by the last task.
                 "Fingerprint": " ".join([fingerprint, database_secret.secret_arn, *database.values()]),
                 "Target": target,
@@ -219,7 +227,7 @@ class MigrationTask(Construct):
                 "LogStreamPrefix": LOG_STREAM_PREFIX,
                 "MemoryLimitMiB": memory_limit_mib,
                 "Timeout": timeout.to_seconds(),
-                "OutcomeParameter": trigger.outcome.parameter_name,
+                "RecordParameter": trigger.record.parameter_name,
             },
         )
         # What a task needs and CloudFormation can't see: it knows the task definition, not that a task will run.
@@ -266,20 +274,28 @@ class MigrationTask(Construct):
         """Let what is given be created and updated only after the migration has succeeded.
 
         Args:
-            scopes: a service or another resource; a whole construct, of which everything waits but networks,
-                permissions, log groups and databases, since the migration may need these itself; or another stack.
+            scopes: a service or another resource; another stack, also a nested one; or a whole construct, of which
+                what runs code or starts it waits: ECS services and task sets, Lambda functions, EC2 instances, auto
+                scaling groups, App Runner services, Elastic Beanstalk environments, Batch, EventBridge rules,
+                schedules and pipes, state machines, and the manifests and charts of EKS. The rest does not, such as
+                networks, repositories and databases, since the migration may need it itself: name such a resource
+                if it must wait, for example a custom resource that reads the database.
 
         Raises:
-            ValueError: the migration is itself a part of a scope.
+            ValueError: the migration is itself a part of a scope, or nothing in a whole construct runs code.
         """
         for scope in scopes:
             self._refuse_own(scope)
-            if isinstance(scope, Stack):
-                scope.add_dependency(Stack.of(self), "its schema must be migrated first")
-            elif resource := _main_resource(scope):
-                resource.node.add_dependency(self._resource)
-            else:
+            whole = scope if isinstance(scope, Stack) else _main_resource(scope)
+            if whole:
+                whole.node.add_dependency(self._resource)
+            elif any(_runs_code(node) for node in scope.node.find_all()):
                 Aspects.of(scope).add(cast(IAspect, _HoldBack(self._resource)))
+            else:
+                raise ValueError(
+                    f"nothing in {scope.node.path!r} runs code, so nothing would wait for the migration: name what "
+                    "must wait, once it is there."
+                )
 
     def execute_after(self, *scopes: Construct) -> None:
         """Run the migration only after everything that is given has been created and updated.
@@ -292,10 +308,7 @@ class MigrationTask(Construct):
         """
         for scope in scopes:
             self._refuse_own(scope)
-            if isinstance(scope, Stack):
-                Stack.of(self).add_dependency(scope, "the migration needs it")
-            else:
-                self._resource.node.add_dependency(scope)
+            self._resource.node.add_dependency(scope)
 
     def _refuse_own(self, scope: IConstruct) -> None:
         if scope.node.path in [own.node.path for own in self.node.scopes]:
@@ -304,14 +317,14 @@ class MigrationTask(Construct):
 
 @jsii.implements(IAspect)
 class _HoldBack:
-    """Lets a construct's resources wait for the migration, but not those that the migration may itself need."""
+    """Lets what runs code in a construct wait for the migration."""
 
     def __init__(self, migration: CustomResource) -> None:
         self._migration = migration
 
     def visit(self, node: IConstruct) -> None:
         """Called for each construct of the scope, also for those that are added later."""
-        if isinstance(node, CfnResource) and not node.cfn_resource_type.startswith(NEVER_HELD_BACK):
+        if _runs_code(node):
             node.node.add_dependency(self._migration)
 
 
@@ -342,6 +355,13 @@ class _FollowNetwork:
             case _:
                 return False
         return any(self._stack.resolve(end) in self._group_ids for end in ends)
+
+
+def _runs_code(node: IConstruct) -> bool:
+    if not isinstance(node, CfnResource) or node.cfn_resource_type not in RUNS_CODE:
+        return False
+    # A VPC's NAT instances run code too, but are a part of the routes that the migration needs.
+    return not any(isinstance(scope, ec2.Vpc) for scope in node.node.scopes)
 
 
 def _main_resource(scope: IConstruct) -> IConstruct | None:

@@ -14,7 +14,7 @@ from constructs import Construct
 
 
 class MigrationTrigger(Construct):
-    """The function behind the custom resource, with what it may do and where it keeps the last outcome.
+    """The function behind the custom resource, with what it may do and where it keeps its record.
 
     What it may do names the task definition's family, never a revision of it, so that no permission has to
     propagate when a deployment brings a new image or a new migration.
@@ -44,9 +44,11 @@ class MigrationTrigger(Construct):
     ) -> None:
         super().__init__(scope, construct_id)
         # 1 to 7 of the resources that one migration adds; the other 7 are in MigrationTask.
-        # 1: the last outcome, without which an unchanged deployment would have to start a task to find out.
-        self.outcome = ssm.StringParameter(
-            self, "Outcome", string_value="none", description="The last outcome of the database migration"
+        # 1: the record of the last migration, without which an unchanged deployment would have to start a task to find
+        # out. The function writes it. When a property of it changes here, CloudFormation writes "none" back, which
+        # costs one task that finds nothing to do.
+        self.record = ssm.StringParameter(
+            self, "Record", string_value="none", description="The record of the last database migration"
         )
         # 2: or Lambda would make one that keeps everything for ever.
         log = logs.LogGroup(self, "Log", retention=log_retention, removal_policy=RemovalPolicy.DESTROY)
@@ -106,6 +108,6 @@ class MigrationTrigger(Construct):
             iam.PolicyStatement(actions=["logs:GetLogEvents"], resources=[streams]),
             iam.PolicyStatement(actions=["cloudformation:DescribeStacks"], resources=[stack.stack_id]),
             iam.PolicyStatement(
-                actions=["ssm:GetParameter", "ssm:PutParameter"], resources=[self.outcome.parameter_arn]
+                actions=["ssm:GetParameter", "ssm:PutParameter"], resources=[self.record.parameter_arn]
             ),
         ]

@@ -34,7 +34,7 @@ class Aws:
     logs: Any
     ssm: Any
     cloudformation: Any
-    functions: Any
+    lambda_client: Any
     put: Callable[[str, bytes], None] = cfn_response.put
     now: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
@@ -42,19 +42,28 @@ class Aws:
     @classmethod
     def connect(cls) -> Aws:
         """The real one: the function's own region and role."""
-        config = Config(connect_timeout=5, read_timeout=10, retries={"mode": "standard", "total_max_attempts": 2})
+        # One attempt, for call() makes the others: no try takes longer than 15 seconds.
+        config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
         names = ("ecs", "logs", "ssm", "cloudformation", "lambda")
         return cls(*(boto3.client(name, config=config) for name in names))
 
-    def call(self, operation: Callable[..., dict[str, Any]], **parameters: Any) -> dict[str, Any]:
-        """Call AWS, and again for 90 seconds while the failure looks like one that passes; then it is raised."""
+    def call(
+        self, operation: Callable[..., dict[str, Any]], *, patience: float = PATIENCE, **parameters: Any
+    ) -> dict[str, Any]:
+        """Call AWS, and again while the failure looks like one that passes; then it is raised.
+
+        Args:
+            operation: of a client.
+            patience: for how many seconds a failed call is tried again; 90 by default.
+            parameters: of the operation.
+        """
         began, pause = self.now(), 1.0
         while True:
             try:
                 return operation(**parameters)
             except CALL_ERRORS as error:
                 waited = self.now() - began
-                if waited >= PATIENCE or not passes(error, waited):
+                if waited + pause > patience or not passes(error, waited):
                     raise
             self.sleep(pause)
             pause = min(2 * pause, 15.0)

@@ -18,7 +18,6 @@ class Action(Enum):
     RUN = auto()
     ANSWER_UNCHANGED = auto()
     KEEP_SCHEMA = auto()
-    LET_GO = auto()
     REFUSE = auto()
 
 
@@ -42,7 +41,7 @@ class Request:
     memory_limit_mib: str
     target: str
     fingerprint: str
-    outcome_parameter: str
+    record_parameter: str
 
     @classmethod
     def parse(cls, event: Mapping[str, Any]) -> Request:
@@ -65,7 +64,7 @@ class Request:
             memory_limit_mib=str(properties["MemoryLimitMiB"]),
             target=properties["Target"],
             fingerprint=properties["Fingerprint"],
-            outcome_parameter=properties["OutcomeParameter"],
+            record_parameter=properties["RecordParameter"],
         )
 
     @property
@@ -73,19 +72,28 @@ class Request:
         """The resource's physical id, which is also ``startedBy`` of its tasks (at most 36 characters): constant."""
         return resource_id(self.stack_id, self.logical_id)
 
+    @property
+    def family(self) -> str:
+        """The task definition's name without its revision."""
+        return self.task_definition.rsplit("/", 1)[-1].partition(":")[0]
+
     def log_stream(self, task_arn: str) -> str:
         """Where the awslogs driver writes what the task's container says."""
         return f"{self.log_stream_prefix}/{self.container}/{task_id(task_arn)}"
 
     def client_token(self, attempt: int) -> str:
-        """The same for the same event delivered twice, so that ECS gives the same task."""
+        """The same for the same event delivered twice, so that ECS gives the same task.
+
+        Args:
+            attempt: counts the tasks of one event, from 1.
+        """
         text = f"{self.stack_id} {self.logical_id} {self.request_id} {attempt}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Record:
-    """The last outcome, as it is kept between deployments."""
+    """What the next deployment must know of the last migration."""
 
     fingerprint: str = UNKNOWN
     before: str = UNKNOWN
@@ -93,7 +101,7 @@ class Record:
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        """Read it back; what was not written by ``dump`` is no outcome."""
+        """Read it back; what was not written by ``dump`` is no record."""
         try:
             fields = json.loads(text)
             return cls(str(fields["fingerprint"]), str(fields["before"]), str(fields["after"]))
@@ -119,13 +127,11 @@ def decide(kind: str, stack_status: str, fingerprint: str, last_success: Record)
     """What to do.
 
     Args:
-        kind: Create, Update or Delete.
+        kind: Create or Update.
         stack_status: the stack's status now. Only it tells a rollback from an ordinary update.
         fingerprint: of the migrations that are asked for.
         last_success: old properties can't tell what has been migrated, for they may be those of a failed attempt.
     """
-    if kind == "Delete":
-        return Action.LET_GO
     if not stack_status.endswith("_IN_PROGRESS"):
         return Action.REFUSE
     if "ROLLBACK" in stack_status:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from aws import CALL_ERRORS, Aws, passes
 from decision import Request
+from outcome import has_succeeded
 
+LOGGER = logging.getLogger(__name__)
 STOPPED = "STOPPED"
+MAX_ATTEMPTS = 10
 START_PATIENCE = 300.0
 MISSING_PATIENCE = 120.0
 # A container gets 120 seconds to end; CloudFormation stops listening 180 seconds after the deadline.
 STOP_PATIENCE = 150.0
 LOG_TRIES = 3
+LOG_PATIENCE = 15.0
 
 Task = dict[str, Any]
 
 
 class NotStartedError(RuntimeError):
-    """ECS took no task; the message says why, in ECS's words."""
+    """There is no task to wait for; the message is for the person who deploys."""
 
 
 class Tasks:
@@ -34,7 +39,7 @@ class Tasks:
         """Start the task, or adopt the one that an earlier delivery of the same event has started.
 
         Raises:
-            NotStartedError: ECS has had no room for it for five minutes.
+            NotStartedError: ECS has had no room for it for five minutes, or ten tasks of this event have failed.
         """
         give_up = self.aws.now() + min(START_PATIENCE, self.request.timeout)
         pause = 5.0
@@ -44,15 +49,15 @@ class Tasks:
                 if ours and task["desiredStatus"] != STOPPED:
                     return task
                 self._stop_and_wait(task, "a newer migration replaces this one")
-            answer = self._run(attempt=1)
-            if answer["tasks"] and _has_failed(answer["tasks"][0]):
-                # CloudFormation may use a request's id again for a new deployment: an old failure is no answer.
-                answer = self._run(attempt=2)
+            answer = self._run_or_adopt()
             if answer["tasks"]:
                 started: Task = answer["tasks"][0]
                 return started
             if self.aws.now() >= give_up:
-                raise NotStartedError(answer["failures"][0]["reason"] if answer["failures"] else "no reason was given")
+                reason = answer["failures"][0]["reason"] if answer["failures"] else "no reason was given"
+                raise NotStartedError(
+                    f"ECS did not start the migration's task: {reason}. Nothing has changed. Deploy again."
+                )
             self.aws.sleep(pause)
             pause = min(2 * pause, 30.0)
 
@@ -101,11 +106,12 @@ class Tasks:
         return [self._stop_and_wait(task, reason) for task in self._unfinished()]
 
     def result(self, task: Task) -> dict[str, Any] | None:
-        """The runner's result line from the end of the task's log; None when there is none, or no log at all."""
+        """The runner's result line from the end of the task's log; None when there is none, or it can't be read."""
         for attempt in range(LOG_TRIES):
             try:
                 events = self.aws.call(
                     self.aws.logs.get_log_events,
+                    patience=LOG_PATIENCE,
                     logGroupName=self.request.log_group,
                     logStreamName=self.request.log_stream(task["taskArn"]),
                     startFromHead=False,
@@ -113,6 +119,10 @@ class Tasks:
                 )["events"]
             except self.aws.logs.exceptions.ResourceNotFoundException:
                 events = []
+            except CALL_ERRORS:
+                # The container's exit code has decided already: only the details are missing.
+                LOGGER.exception("the task's log can't be read")
+                return None
             for event in reversed(events):
                 if found := _result_line(event["message"]):
                     return found
@@ -121,22 +131,41 @@ class Tasks:
         return None
 
     def _unfinished(self) -> list[Task]:
-        # A task that is told to stop is listed as STOPPED while it still runs.
+        # startedBy must be the only filter, and then finds what is meant to run, whatever the family's name was. A task
+        # that is told to stop is listed as STOPPED while it still runs.
+        own_id = self.request.resource_id
+        filters = ({"startedBy": own_id}, {"family": self.request.family, "desiredStatus": STOPPED})
         try:
-            arns = [
-                arn
-                for status in ("RUNNING", STOPPED)
-                for arn in self._patiently(
-                    self.aws.ecs.list_tasks, startedBy=self.request.resource_id, desiredStatus=status
-                )["taskArns"]
-            ]
+            listed = [task for one in filters for task in self._listed(one)]
         except self.aws.ecs.exceptions.ClusterNotFoundException:
             return []
-        described = self._patiently(self.aws.ecs.describe_tasks, tasks=arns)["tasks"] if arns else []
-        return [task for task in described if task["lastStatus"] != STOPPED]
+        return [task for task in listed if task.get("startedBy") == own_id and task["lastStatus"] != STOPPED]
+
+    def _listed(self, filters: dict[str, str]) -> Iterator[Task]:
+        """The tasks behind the filters, described a page at a time: ECS lists and describes 100 at most."""
+        position: dict[str, str] = {}
+        while True:
+            page = self._patiently(self.aws.ecs.list_tasks, **filters, **position)
+            if arns := page["taskArns"]:
+                yield from self._patiently(self.aws.ecs.describe_tasks, tasks=arns)["tasks"]
+            if "nextToken" not in page:
+                return
+            position = {"nextToken": page["nextToken"]}
 
     def _stop_and_wait(self, task: Task, reason: str) -> Task:
         return self.watch(task["taskArn"], self.aws.now(), reason, time_is_up=lambda: False) or task
+
+    def _run_or_adopt(self) -> dict[str, Any]:
+        # CloudFormation may use a request's id again for a new deployment: an old failure is no answer.
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            answer = self._run(attempt)
+            stopped = [task for task in answer["tasks"] if task["lastStatus"] == STOPPED]
+            if all(has_succeeded(task, self.request) for task in stopped):
+                return answer
+        raise NotStartedError(
+            f"CloudFormation has sent the same request {MAX_ATTEMPTS} times, and each time the migration's task has "
+            f"failed. Look into {self.request.log_group} for the reason, then deploy again."
+        )
 
     def _run(self, attempt: int) -> dict[str, Any]:
         request = self.request
@@ -164,11 +193,6 @@ class Tasks:
 
     def _patiently(self, operation: Callable[..., dict[str, Any]], **parameters: Any) -> dict[str, Any]:
         return self.aws.call(operation, cluster=self.request.cluster, **parameters)
-
-
-def _has_failed(task: Task) -> bool:
-    exit_codes = [container.get("exitCode") for container in task.get("containers", [])]
-    return task["lastStatus"] == STOPPED and exit_codes != [0]
 
 
 def _result_line(message: str) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ EXIT_CODES = {
     5: ("The database is ahead of this image: {error}", "Deploy a release that has the database's revision."),
     6: ("The database refused the credentials: {error}", "Check the user and the password in the secret."),
     137: ("The migration was killed, perhaps out of memory: memory_limit_mib is {memory}. {schema}", ""),
-    143: ("The migration was told to stop, and has cancelled its work. {schema}", ""),
+    143: ("The migration was told to stop. {schema}", ""),
 }
 OTHER_EXIT_CODE = ("The migration's container exited with code {exit_code}: {error} {schema}", "")
 
@@ -90,23 +90,28 @@ class Outcome:
     after: str
 
 
+def has_succeeded(task: Mapping[str, Any], request: Request) -> bool:
+    """Whether the task has stopped because the migration's container exited with 0, whatever its sidecars did."""
+    exited = task["lastStatus"] == "STOPPED" and task.get("stopCode") == "EssentialContainerExited"
+    return exited and _container(task, request).get("exitCode") == 0
+
+
 def judge(task: Mapping[str, Any], result: Mapping[str, Any] | None, request: Request) -> Outcome:
     """Judge a task.
 
     Args:
-        task: as ECS described it last. Only one that stopped because its container exited with 0 is a success.
+        task: as ECS described it last.
         result: the runner's result line; None when there is none.
         request: what the task was started for.
     """
     said = result or {}
     container = _container(task, request)
-    exit_code = container.get("exitCode")
     before, after = (str(said.get(name) or UNKNOWN) for name in ("from", "at"))
-    if task["lastStatus"] == "STOPPED" and task.get("stopCode") == "EssentialContainerExited" and exit_code == 0:
+    if has_succeeded(task, request):
         after = request.target if after == UNKNOWN else after
         reason = f"The schema is at {after}."
         return Outcome(succeeded=True, untouched=before == after, reason=reason, before=before, after=after)
-    never_ran = task["lastStatus"] == "STOPPED" and exit_code is None and "startedAt" not in task
+    never_ran = task["lastStatus"] == "STOPPED" and container.get("exitCode") is None and "startedAt" not in task
     where = f"Task {task_id(task['taskArn'])}." if never_ran else _where(task, request)
     sentence = ascii_line(_cause(task, container, said, request), MAX_REASON - len(where) - 1)
     untouched = never_ran or (bool(said) and before == after and not said.get("applied"))
@@ -145,10 +150,11 @@ def _error(error: Mapping[str, Any]) -> str:
 
 
 def _schema(said: Mapping[str, Any]) -> str:
-    if not said:
-        return "Where the schema is now is unknown; the next deployment finds out."
     at = said.get("at")
-    if said.get("applied") or at != said.get("from"):
+    moved = said.get("applied") or at != said.get("from")
+    if not said or (moved and not at):
+        return "Where the schema is now is unknown; the next deployment finds out."
+    if moved:
         return f"The schema is at {at}: the migrations up to it stay applied."
     if at:
         return f"The transaction was rolled back; the schema is still at {at}."

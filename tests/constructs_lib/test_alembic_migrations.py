@@ -12,7 +12,7 @@ CHAIN = {"aaa": None, "bbb": "aaa", "ccc": "bbb"}
 
 def test_a_person_reads_the_revisions_newest_first(tmp_path: Path) -> None:
     migrations = AlembicMigrations(alembic_project(tmp_path, CHAIN, message="rename name to sku"))
-    assert migrations.lines == ["ccc rename name to sku", "bbb rename name to sku", "aaa rename name to sku"]
+    assert migrations.descriptions == ["ccc rename name to sku", "bbb rename name to sku", "aaa rename name to sku"]
     assert migrations.target == "ccc"
 
 

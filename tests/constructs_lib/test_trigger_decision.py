@@ -24,9 +24,6 @@ RECORDED = Record("same", "48871d03964b", "49871d03964c")
         ("Update", "UPDATE_ROLLBACK_COMPLETE", "other", Action.REFUSE),
         ("Update", "UPDATE_COMPLETE", "same", Action.REFUSE),
         ("Create", "CREATE_FAILED", "other", Action.REFUSE),
-        ("Delete", "DELETE_IN_PROGRESS", "other", Action.LET_GO),
-        ("Delete", "UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS", "same", Action.LET_GO),
-        ("Delete", "DELETE_COMPLETE", "same", Action.LET_GO),
     ],
 )
 def test_what_is_done_follows_from_the_request_the_stack_and_the_last_success(

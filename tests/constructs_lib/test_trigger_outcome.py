@@ -57,6 +57,14 @@ def test_only_a_stopped_task_whose_container_exited_with_zero_is_a_success() -> 
     assert judge(exited(0), SUCCEEDED, REQUEST).succeeded
 
 
+def test_a_sidecar_does_not_decide_about_the_migration() -> None:
+    agent = {"name": "aws-guardduty-agent-4f1c", "exitCode": 137}
+    assert judge({**exited(0), "containers": [agent, *exited(0)["containers"]]}, SUCCEEDED, REQUEST).succeeded
+    assert not judge(
+        {**exited(1), "containers": [{**agent, "exitCode": 0}, *exited(1)["containers"]]}, FAILED, REQUEST
+    ).succeeded
+
+
 @pytest.mark.parametrize(
     "task",
     [
@@ -95,6 +103,19 @@ def test_a_tool_that_says_nothing_has_reached_the_target_when_it_exits_with_zero
             {**FAILED, "at": "4a", "applied": ["4a"]},
             'Migration 49871d03964c failed: UndefinedColumn: column "name" does not exist. The schema is at 4a: the '
             "migrations up to it stay applied. Log:",
+        ),
+        (
+            exited(3),
+            said("ConnectionLost", "the server closed the connection", at=None),
+            "The database could not be reached, or the connection was lost: ConnectionLost: the server closed the "
+            "connection. Where the schema is now is unknown; the next deployment finds out. It is safe to deploy "
+            "again. Log:",
+        ),
+        (
+            exited(1),
+            {**FAILED, "from": None, "at": None, "applied": ["4a"]},
+            'Migration 49871d03964c failed: UndefinedColumn: column "name" does not exist. Where the schema is now is '
+            "unknown; the next deployment finds out. Log:",
         ),
         (
             exited(1),
@@ -154,8 +175,8 @@ def test_a_tool_that_says_nothing_has_reached_the_target_when_it_exits_with_zero
         (
             exited(143),
             FAILED,
-            "The migration was told to stop, and has cancelled its work. The transaction was rolled back; the schema "
-            "is still at 48871d03964b. Log:",
+            "The migration was told to stop. The transaction was rolled back; the schema is still at 48871d03964b. "
+            "Log:",
         ),
         (
             exited(139),
@@ -278,6 +299,7 @@ def test_a_task_that_never_ran_has_left_the_schema_alone_and_no_log() -> None:
     [
         (FAILED, True),
         ({**FAILED, "at": "4a"}, False),
+        ({**FAILED, "at": None}, False),
         ({**FAILED, "applied": ["4a"]}, False),
         (None, False),
     ],

@@ -11,7 +11,7 @@ import index
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from tests.constructs_lib.world import FAILED, LambdaTimeout, Run, World, fault
+from tests.constructs_lib.world import CLUSTER, FAILED, TASK_DEFINITION, LambdaTimeout, Run, World, fault
 
 ATTRIBUTES = {"RevisionBefore", "RevisionAfter", "TaskArn", "Duration"}
 MIGRATED = json.dumps({"fingerprint": "new", "before": "48871d03964b", "after": "49871d03964c"})
@@ -159,9 +159,44 @@ def test_a_delete_during_the_create_stops_the_task_and_both_are_answered() -> No
     assert not world.running
 
 
-def test_a_delete_succeeds_when_the_cluster_is_gone() -> None:
-    world = World(stack_status="DELETE_IN_PROGRESS", faults={"ListTasks": [fault("ClusterNotFoundException")]})
+def test_a_rollback_succeeds_when_the_cluster_is_gone() -> None:
+    world = World(stack_status="UPDATE_ROLLBACK_IN_PROGRESS", faults={"ListTasks": [fault("ClusterNotFoundException")]})
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+
+
+def test_a_delete_asks_for_nothing_but_tasks() -> None:
+    world = World(stack_status="DELETE_COMPLETE")
     assert world.deliver("Delete")["Status"] == "SUCCESS"
+    assert {name for name, _ in world.calls} == {"ListTasks"}
+
+
+@pytest.mark.parametrize(
+    ("operation", "error"),
+    [
+        ("ListTasks", "ClusterNotFoundException"),
+        ("ListTasks", "AccessDeniedException"),
+        ("DescribeTasks", "InvalidParameterException"),
+        ("StopTask", "AccessDeniedException"),
+        ("StopTask", "InvalidParameterException"),
+    ],
+)
+def test_a_task_that_can_not_be_stopped_fails_no_delete(operation: str, error: str) -> None:  # C7
+    world = World([Run(seconds=9999)])
+    lose_the_invocation(world, after=5)
+    world.faults[operation] = [fault(error)] * 999
+    answer = world.deliver("Delete", "delete")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Data"] == dict.fromkeys(ATTRIBUTES, "-")
+
+
+def test_a_delete_that_makes_no_sense_succeeds_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:  # C7
+    world = World()
+    event = world.request("Delete")
+    del event["ResourceProperties"]["Cluster"]
+    world.invoke(event)
+    assert world.answers[0]["Status"] == "SUCCESS"
+    assert world.answers[0]["Data"] == dict.fromkeys(ATTRIBUTES, "-")
+    assert "KeyError: 'Cluster'" in caplog.text
 
 
 def test_a_rollback_runs_nothing_and_says_where_the_schema_is() -> None:  # C8
@@ -198,6 +233,15 @@ def test_a_cancelled_update_leaves_no_task_and_no_request_without_an_answer() ->
     assert [(a["RequestId"], a["Status"]) for a in world.answers] == [("rollback", "SUCCESS"), ("update", "FAILED")]
 
 
+def test_a_cancelled_update_of_another_family_leaves_no_task() -> None:  # C9
+    world = World([Run(seconds=600)], recorded=MIGRATED)
+    renamed = "arn:aws:ecs:us-west-2:111122223333:task-definition/renamed-migration-task:1"
+    world.after(200, lambda: setattr(world, "stack_status", "UPDATE_ROLLBACK_IN_PROGRESS"))
+    world.after(200, lambda: world.invoke(world.request("Update", "rollback")))
+    world.invoke(world.request("Update", "update", Fingerprint="newer", TaskDefinition=renamed))
+    assert [(a["RequestId"], a["Status"]) for a in world.answers] == [("rollback", "SUCCESS"), ("update", "FAILED")]
+
+
 def test_a_task_that_wins_the_race_against_its_cancellation_is_not_recorded_as_the_older_release() -> None:
     world = World([Run(seconds=31, seconds_to_stop=60)], recorded=MIGRATED)
 
@@ -227,11 +271,31 @@ def test_the_same_event_after_the_task_has_succeeded_gives_its_outcome() -> None
     assert len(world.tasks) == 1
 
 
-def test_a_request_id_that_is_used_again_does_not_repeat_the_old_failure() -> None:  # C4
-    world = World([Run(exit_code=1, said=FAILED), Run()])
-    assert world.deliver("Update")["Status"] == "FAILED"
+def test_a_request_id_that_is_used_again_never_repeats_an_old_failure() -> None:  # C4
+    world = World([*[Run(exit_code=1, said=FAILED)] * 3, Run()])
+    assert [world.deliver("Update")["Status"] for _ in range(4)] == ["FAILED", "FAILED", "FAILED", "SUCCESS"]
+    assert len(world.tasks) == 4
+
+
+def test_a_request_id_that_is_used_without_end_is_refused_in_one_sentence() -> None:  # C4
+    world = World([Run(exit_code=1, said=FAILED)] * 10)
+    for _ in range(10):
+        world.deliver("Update")
+    answer = world.deliver("Update")
+    assert answer["Status"] == "FAILED"
+    assert answer["Reason"] == (
+        "CloudFormation has sent the same request 10 times, and each time the migration's task has failed. Look into "
+        "/ecs/dev/migration-task for the reason, then deploy again."
+    )
+    assert len(world.tasks) == 10
+
+
+def test_the_same_event_after_a_success_starts_no_task_whatever_became_of_a_sidecar() -> None:  # C3
+    world = World([Run(sidecars=[{"name": "aws-guardduty-agent-4f1c", "exitCode": 137}])])
     assert world.deliver("Update")["Status"] == "SUCCESS"
-    assert len(world.tasks) == 2
+    world.recorded = "none"
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+    assert len(world.tasks) == 1
 
 
 def test_an_event_that_comes_too_late_starts_nothing() -> None:  # C5
@@ -354,6 +418,26 @@ def test_a_task_that_says_nothing_costs_no_more_than_two_seconds() -> None:  # E
     assert len(world.called("GetLogEvents")) == 3
 
 
+@pytest.mark.parametrize("error", ["AccessDeniedException", "ThrottlingException", "InvalidParameterException"])
+def test_a_log_that_can_not_be_read_decides_nothing(error: str, caplog: pytest.LogCaptureFixture) -> None:  # E8
+    world = World([Run(), Run(exit_code=1)], faults={"GetLogEvents": [fault(error, service="logs")] * 99})
+    began = world.clock
+    answer = world.deliver("Update", "first")
+    assert (answer["Status"], answer["Data"]["RevisionAfter"]) == ("SUCCESS", "49871d03964c")
+    assert world.clock - began <= 20 + 15
+    assert error in caplog.text
+    failure = world.deliver("Update", "second", Fingerprint="newer")
+    assert failure["Reason"].startswith(
+        "Migration 49871d03964c failed: its log has the reason. Where the schema is now"
+    )
+
+
+def test_a_log_that_is_throttled_for_a_moment_is_read() -> None:  # E8, C16
+    throttled = [fault("ThrottlingException", service="logs")] * 4
+    world = World([Run(exit_code=1, said=FAILED)], faults={"GetLogEvents": throttled})
+    assert "UndefinedColumn" in world.deliver("Update")["Reason"]
+
+
 def test_an_older_task_that_still_runs_is_ended_before_the_new_one_starts() -> None:
     world = World([Run(seconds=500), Run()])
     lose_the_invocation(world, after=5)
@@ -371,6 +455,27 @@ def test_a_task_that_is_already_being_stopped_is_not_adopted() -> None:
     answer = world.deliver("Update", "second")
     assert answer["Status"] == "SUCCESS"
     assert answer["Data"]["TaskArn"] != dying
+
+
+def test_a_task_that_is_being_stopped_is_found_among_hundreds_of_stopped_ones_of_the_family() -> None:
+    world = World([*[Run(seconds=1)] * 205, Run(seconds=500, seconds_to_stop=60), Run()])
+    for number in range(205):
+        world.aws().ecs.run_task(
+            cluster=CLUSTER, taskDefinition=TASK_DEFINITION, startedBy="someone", clientToken=str(number)
+        )
+    lose_the_invocation(world, after=5)
+    (dying,) = world.running
+    world.aws().ecs.stop_task(cluster=CLUSTER, task=dying, reason="someone stopped it")
+    assert world.deliver("Update", "second")["Data"]["TaskArn"] != dying
+    assert not world.running
+
+
+def test_a_task_of_someone_else_is_left_alone() -> None:
+    world = World([Run(seconds=500, seconds_to_stop=400), Run()])
+    world.aws().ecs.run_task(cluster=CLUSTER, taskDefinition=TASK_DEFINITION, startedBy="someone", clientToken="x")
+    world.aws().ecs.stop_task(cluster=CLUSTER, task=world.running[0], reason="someone stopped it")
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+    assert len(world.called("StopTask")) == 1
 
 
 def test_a_role_that_is_too_new_is_waited_for() -> None:  # E9

@@ -6,7 +6,7 @@ Every call is checked against botocore's own model of the service, so that a mis
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -21,6 +21,7 @@ from botocore.validate import ParamValidator
 from decision import resource_id
 
 LAMBDA_SECONDS = 900
+MAX_PAGE = 100
 STACK = "arn:aws:cloudformation:us-west-2:111122223333:stack/DevStack/51af3dc0-da77-11e4-872e-1234567db123"
 CLUSTER = "arn:aws:ecs:us-west-2:111122223333:cluster/dev-inventory-cluster"
 TASK_DEFINITION = "arn:aws:ecs:us-west-2:111122223333:task-definition/dev-migration-task:7"
@@ -39,7 +40,7 @@ PROPERTIES = {
     "Timeout": "1800",
     "Target": "49871d03964c",
     "Fingerprint": "new",
-    "OutcomeParameter": "outcome",
+    "RecordParameter": "record",
     "Revisions": ["49871d03964c rename name to sku", "48871d03964b create items"],
 }
 SUCCEEDED = {"event": "migration.result", "from": "48871d03964b", "at": "49871d03964c", "applied": ["49871d03964c"]}
@@ -72,6 +73,7 @@ class Run:
     stopped_reason: str = "Essential container in task exited"
     said: Mapping[str, Any] | None = field(default_factory=lambda: SUCCEEDED)
     seconds_to_stop: float = 2
+    sidecars: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass
@@ -140,7 +142,7 @@ class World:
             logs=self._client("logs", GetLogEvents=self._log),
             ssm=self._client("ssm", GetParameter=self._get, PutParameter=self._put),
             cloudformation=self._client("cloudformation", DescribeStacks=self._stack),
-            functions=self._client("lambda", Invoke=self._hand_on),
+            lambda_client=self._client("lambda", Invoke=self._hand_on),
             put=self._answer,
             now=lambda: self.clock,
             sleep=self.sleep,
@@ -198,11 +200,22 @@ class World:
             self.tasks[arn] = (self.runs.pop(0), {**created, "createdAt": datetime.fromtimestamp(self.clock, UTC)})
         return {"tasks": [self._describe(arn)], "failures": []}
 
-    def _list(self, *, startedBy: str, desiredStatus: str, **_: Any) -> dict[str, Any]:  # noqa: N803
-        ours = [self._describe(arn) for arn, (_, task) in self.tasks.items() if task["startedBy"] == startedBy]
-        return {"taskArns": [task["taskArn"] for task in ours if task["desiredStatus"] == desiredStatus]}
+    def _list(self, *, cluster: str, nextToken: str = "0", **filters: str) -> dict[str, Any]:  # noqa: ARG002, N803
+        if "startedBy" in filters and len(filters) > 1:
+            raise fault("InvalidParameterException", "startedBy must be the only filter.")
+        wanted = {"desiredStatus": "RUNNING", **filters}
+        arns = []
+        for task in map(self._describe, self.tasks):
+            family = task["taskDefinitionArn"].rpartition("/")[2].partition(":")[0]
+            if wanted.items() <= {**task, "family": family}.items():
+                arns.append(task["taskArn"])
+        end = int(nextToken) + MAX_PAGE
+        more = {"nextToken": str(end)} if arns[end:] else {}
+        return {"taskArns": arns[int(nextToken) : end], **more}
 
     def _tell(self, *, tasks: list[str], **_: Any) -> dict[str, Any]:
+        if not 1 <= len(tasks) <= MAX_PAGE:
+            raise fault("InvalidParameterException", "Tasks must be from 1 to 100.")
         seen = [a for a in tasks if self.clock >= self.tasks[a][1]["createdAt"].timestamp() + self.unseen_for]
         missing = [{"arn": arn, "reason": "MISSING"} for arn in tasks if arn not in seen]
         return {"tasks": [self._describe(arn) for arn in seen], "failures": missing}
@@ -222,7 +235,8 @@ class World:
         container = {"name": "migration"} | ({} if exit_code is None else {"exitCode": exit_code})
         if code != "TaskFailedToStart":
             known["startedAt"] = known["createdAt"]
-        return {**known, "lastStatus": "STOPPED", "stopCode": code, "stoppedReason": reason, "containers": [container]}
+        containers = [*run.sidecars, container]
+        return {**known, "lastStatus": "STOPPED", "stopCode": code, "stoppedReason": reason, "containers": containers}
 
     def _stop(self, *, task: str, reason: str, **_: Any) -> dict[str, Any]:
         self.tasks[task][1].setdefault("stop_asked", self.clock)
