@@ -7,7 +7,7 @@ export CDK_DISABLE_CLI_TELEMETRY := true
 # What the tools would leave in the home folder and in /tmp stays in the clone.
 export JSII_RUNTIME_PACKAGE_CACHE_ROOT := $(CURDIR)/.local/jsii
 export TMPDIR := $(CURDIR)/.local/tmp
-CDK := HOME=$(CURDIR)/.local/home .venv/bin/cdk --no-notices
+CDK := HOME='$(CURDIR)/.local/home' .venv/bin/cdk --no-notices
 READY := .venv/.ready
 TEMPLATE ?= .local/deployed/DevStack.template.json
 
@@ -54,9 +54,10 @@ types: $(READY) ## mypy, strict
 synth: $(READY) ## cdk synth with CDK's own validation, without credentials
 	$(CDK) synth --quiet
 
-diff: $(READY) ## what a deployment would change; TEMPLATE=FILE compares with another kept template
-	@test -f $(TEMPLATE) || { echo 'error: there is no $(TEMPLATE): `make deploy-local` keeps one, or name another with TEMPLATE=FILE.' >&2; exit 1; }
-	@CDK_VALIDATION=false $(CDK) diff DevStack --exclusively --output .local/diff --template $(TEMPLATE)
+diff: ## what a deployment would change; TEMPLATE=FILE compares with another kept template
+	@test -f '$(TEMPLATE)' || { echo "error: there is no template '$(TEMPLATE)': \`make deploy-local\` keeps one, or name another with TEMPLATE=FILE." >&2; exit 1; }
+	@$(MAKE) --no-print-directory --silent $(READY)
+	@CDK_VALIDATION=false $(CDK) diff DevStack --exclusively --output .local/diff --template '$(TEMPLATE)'
 
 snapshots: $(READY) ## write the stacks' snapshots anew
 	UPDATE_SNAPSHOTS=1 .venv/bin/python -m pytest tests/stacks -k snapshot

@@ -132,7 +132,9 @@ class Containers:
         return []
 
     def _environment(self, environment: dict[str, str]) -> dict[str, str]:
-        inherited = {name: os.environ[name] for name in ("HOME", "TMPDIR", "LANG") if name in os.environ}
+        inherited = {
+            name: os.environ[name] for name in ("HOME", "TMPDIR", "LANG", "LOCAL_AWS_ROOT") if name in os.environ
+        }
         path = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
         # The template asks for verify-full; the certificate behind the RDS host name is a local one.
         database = {"PGHOSTADDR": HOST, "PGSSLROOTCERT": str(self.ca_file)}

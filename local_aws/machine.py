@@ -12,14 +12,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import boto3
+import psutil
 from botocore.config import Config
 
 from local_aws import images, record
@@ -30,6 +32,11 @@ ACCOUNT = "000000000000"
 REGION = "us-west-2"
 # jsii unpacks the library there once, which takes seconds; every local AWS may share it.
 JSII_CACHE = "JSII_RUNTIME_PACKAGE_CACHE_ROOT"
+
+
+NOT_RUNNING = "The local AWS does not run: `make deploy-local` starts it."
+# In the environment of every process of a local AWS: the folder that it belongs to.
+MARK = "LOCAL_AWS_ROOT"
 
 
 class LocalAwsError(RuntimeError):
@@ -65,7 +72,7 @@ class LocalAws:
         """
         emulator = record.read(self._state)
         if emulator is None:
-            raise LocalAwsError("The local AWS does not run: start it with `make deploy-local`.")
+            raise LocalAwsError(NOT_RUNNING)
         return f"http://{HOST}:{emulator['port']}"
 
     def start(self) -> None:
@@ -93,13 +100,17 @@ class LocalAws:
 
     def destroy(self) -> None:
         """End every process and remove the folder; no error when there is nothing."""
-        record.end(self._state)
+        self.postgres.stop()
+        # Not by records: files may be gone, but a process carries its environment.
+        while processes := self._processes():
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            _, alive = psutil.wait_procs(processes, timeout=15)
+            for process in alive:
+                process.kill()
         if self._launched:
             self._launched.wait()
-        # Tasks outlive an emulator that was killed.
-        for container in self._containers.glob("*.json"):
-            record.end(container)
-        self.postgres.stop()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def cdk(self, *arguments: str, app: Path = CLONE, tell: Callable[[str], None] | None = None) -> int:
@@ -119,6 +130,7 @@ class LocalAws:
             text=True,
             start_new_session=True,
         )
+        threading.Thread(target=self._end_with_emulator, args=[process], daemon=True).start()
         try:
             if tell and process.stdout:
                 with process.stdout:
@@ -162,6 +174,7 @@ class LocalAws:
             "JSII_NODE": str(Path(sys.executable).parent / "node"),
             "JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION": "true",
             images.STORE: str(self.root / "images"),
+            MARK: str(self.root),
         }
 
     def client(self, service: str) -> Any:
@@ -210,6 +223,23 @@ class LocalAws:
                 raise LocalAwsError("Another command is at work on this local AWS: wait for it, or end it.") from None
             yield
 
+    def _end_with_emulator(self, process: subprocess.Popen[str]) -> None:
+        """End a CLI that would go on for minutes to ask an emulator that has died."""
+        while process.poll() is None:
+            if record.read(self._state) is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                return
+            time.sleep(1)
+
+    def _processes(self) -> list[psutil.Process]:
+        """Every process of this local AWS that still runs."""
+        return [
+            process
+            for process in psutil.process_iter(["environ", "cmdline"])
+            if (process.info["environ"] or {}).get(MARK) == str(self.root)
+            or str(self.postgres.data) in (process.info["cmdline"] or [])
+        ]
+
     def _start_emulator(self) -> None:
         port = free_port()
         variables = {
@@ -226,6 +256,7 @@ class LocalAws:
             "PATH": os.environ["PATH"],
             "S3_DATA_DIR": str(self.root / "s3"),
             "LOCAL_AWS_POSTGRES": str(self.postgres.directory),
+            MARK: str(self.root),
             "LOCAL_AWS_CONTAINERS": str(self._containers),
             images.STORE: str(self.root / "images"),
         }
@@ -239,12 +270,7 @@ class LocalAws:
                 stderr=log,
                 start_new_session=True,
             )
-        try:
-            record.write(self._state, process.pid, port=port)
-        except BaseException:
-            # Without a record nobody would ever end it.
-            process.kill()
-            raise
+        record.write(self._state, process.pid, port=port)
         if not self._emulator_answers():
             said = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
             self.destroy()

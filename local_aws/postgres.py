@@ -16,7 +16,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import psutil
@@ -226,7 +226,8 @@ def binaries() -> Path:
         raise PostgresError(f"PostgreSQL is not installed in {native.parent}: npm could not download it.")
     for link in json.loads((native / "pg-symlinks.json").read_text()):
         target = native.parent / link["target"]
-        if not target.is_symlink():
+        # Another process may be at the same at the same time.
+        with suppress(FileExistsError):
             target.symlink_to(Path(link["source"]).name)
     return native / "bin"
 

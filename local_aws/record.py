@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +18,11 @@ def write(record: Path, pid: int, **facts: object) -> None:
 
 
 def read(record: Path) -> dict[str, Any] | None:
-    """What was kept; None when there is no record, or its process has ended."""
+    """What was kept; None when there is no record that can be read, or its process has ended."""
     try:
         facts: dict[str, Any] = json.loads(record.read_text())
         process = psutil.Process(facts["pid"])
         alive = process.create_time() == facts["created"] and process.status() != psutil.STATUS_ZOMBIE
-    except (FileNotFoundError, psutil.NoSuchProcess):
+    except (OSError, ValueError, KeyError, TypeError, psutil.NoSuchProcess):
         return None
     return facts if alive else None
-
-
-def end(record: Path) -> None:
-    """End the process: SIGTERM, and SIGKILL to its whole group after 15 seconds. Nothing when it has ended."""
-    facts = read(record)
-    if facts is None:
-        return
-    process = psutil.Process(facts["pid"])
-    try:
-        process.terminate()
-        process.wait(15)
-    except psutil.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    except psutil.NoSuchProcess:
-        return

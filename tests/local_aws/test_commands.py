@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,16 +39,17 @@ def local_aws(folder: Path, name: str) -> subprocess.CompletedProcess[str]:
 
 
 def processes(folder: Path) -> list[psutil.Process]:
-    """Every process that works in the folder, or names it."""
+    """Every process that works in the folder, names it, or has it in its environment."""
     found = []
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        if str(folder) in " ".join([*(process.info["cmdline"] or []), process.info["cwd"] or ""]):
+    for process in psutil.process_iter(["cmdline", "cwd", "environ"]):
+        facts = [*(process.info["cmdline"] or []), process.info["cwd"] or "", *(process.info["environ"] or {}).values()]
+        if any(str(folder) in fact for fact in facts):
             found.append(process)
     return found
 
 
-def interrupted_after(line: str, folder: Path, name: str) -> tuple[int, str]:
-    """Run the command and press Ctrl-C as soon as it has printed the line; exit code and output."""
+def interrupted_after(line: str, folder: Path, name: str, *, kill_emulator: bool = False) -> tuple[int, str]:
+    """Run the command, and press Ctrl-C or kill the emulator as soon as it prints the line; exit code and output."""
     process = subprocess.Popen(
         command(folder, name), cwd=CLONE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -55,7 +58,9 @@ def interrupted_after(line: str, folder: Path, name: str) -> tuple[int, str]:
     with process.stdout:
         for printed in process.stdout:
             said += printed
-            if line in printed:
+            if line in printed and kill_emulator:
+                os.kill(json.loads((folder / "aws" / "emulator.json").read_text())["pid"], signal.SIGKILL)
+            elif line in printed:
                 process.send_signal(signal.SIGINT)
     return process.wait(), said
 
@@ -132,17 +137,35 @@ def test_when_postgresql_has_died_a_deployment_says_so_and_starts_anew(folder: P
     assert code == 130
 
 
-def test_a_record_that_was_cut_off_does_not_keep_destroy_from_its_work(folder: Path, deployed: str) -> None:  # noqa: ARG001
-    (folder / "aws" / "containers").mkdir(exist_ok=True)
-    (folder / "aws" / "containers" / "0123456789ab.part").write_text('{"pid": 12')
+def test_destroy_ends_every_process_also_when_the_folder_was_emptied_by_hand(folder: Path, deployed: str) -> None:  # noqa: ARG001
+    assert len(processes(folder)) > 3
+    shutil.rmtree(folder / "aws")
     done = local_aws(folder, "destroy")
     assert done.returncode == 0, done.stderr
-
-
-def test_destroy_leaves_no_process_and_no_file(folder: Path, deployed: str) -> None:  # noqa: ARG001
-    assert local_aws(folder, "destroy").returncode == 0
-    assert not folder.exists()
     assert processes(folder) == []
+    assert not folder.exists()
+
+
+def test_destroy_removes_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    (tmp_path / "aws").mkdir()
+    (tmp_path / "aws" / "emulator.json").write_text("[]")
+    assert local_aws(tmp_path, "destroy").returncode == 0
+    assert [left.name for left in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_emulator_that_dies_ends_the_deployment_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "local"
+    code, said = interrupted_after("DevDataStack: deploying...", folder, "deploy", kill_emulator=True)
+    assert code == 1
+    assert said.endswith("error: The local AWS does not run: `make deploy-local` starts it.\n")
+    assert local_aws(folder, "destroy").returncode == 0
+
+
+def test_a_folder_that_can_not_be_one_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused = local_aws(tmp_path / "file", "deploy")
+    assert (refused.returncode, refused.stderr) == (1, f"error: File exists: {tmp_path / 'file'}\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
