@@ -8,6 +8,8 @@ from pathlib import Path
 
 from migration_runner.revisions import head, read_revisions
 
+MAX_LINE = 100
+
 
 class AlembicMigrations:
     """The migrations of an Alembic project, read at synth: its files are not imported, no database is asked.
@@ -29,8 +31,11 @@ class AlembicMigrations:
 
     @property
     def descriptions(self) -> list[str]:
-        """The revisions for a person, newest first, such as ``49871d03964c rename name to sku``."""
-        return [f"{one.revision} {one.message}" for one in self._revisions]
+        """The revisions for a person, newest first, such as ``49871d03964c rename name to sku``.
+
+        Each is ASCII, and at most 100 characters long: a message may be as long as it likes, a template may not.
+        """
+        return [_ascii_line(f"{one.revision} {one.message}") for one in self._revisions]
 
     @property
     def fingerprint(self) -> str:
@@ -42,3 +47,10 @@ class AlembicMigrations:
             [one.revision, sorted(one.down_revisions), sorted(one.depends_on), one.checksum] for one in self._revisions
         ]
         return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
+
+
+def _ascii_line(text: str) -> str:
+    # "?" is also what CloudFormation gives back for such a character, so that a diff shows no change where none is.
+    # https://github.com/aws-cloudformation/cloudformation-coverage-roadmap/issues/814
+    line = text.encode("ascii", "replace").decode()
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 3]}..."

@@ -24,6 +24,14 @@ LOG_STREAM_PREFIX = "migration"
 # CloudFormation waits for an hour at most, and the answer needs three minutes after the deadline.
 MIN_TIMEOUT, MAX_TIMEOUT = Duration.minutes(1), Duration.minutes(55)
 ANSWER_MARGIN = Duration.minutes(3)
+# What the construct sets in the container, and the parameter for it.
+OWN_VARIABLES = {
+    "DATABASE_SECRET": "database_secret",
+    "DATABASE_HOST": "database_host",
+    "DATABASE_PORT": "database_port",
+    "DATABASE_NAME": "database_name",
+    "MIGRATION_TARGET": "migrations or version",
+}
 ROUTES = (ec2.CfnRoute, ec2.CfnSubnetRouteTableAssociation, ec2.CfnVPCEndpoint, ec2.CfnNatGateway)
 RUNS_CODE = (
     "AWS::AppRunner::Service",
@@ -68,7 +76,7 @@ class MigrationTask(Construct):
             and ``version``.
         command: of the container. Default: ``python -m migration_runner upgrade``.
         version: names the state to migrate to when there are no ``migrations``: the task runs when it changes.
-        environment: more environment variables of the container.
+        environment: more environment variables of the container, none that other parameters are for.
         security_groups: of the task. Default: one of its own, see ``connections``.
         vpc_subnets: where the task runs. Default: the VPC's private subnets. Public ones give it a public address.
         database_host: for a secret that has none, as DATABASE_HOST. With it in place the migration also runs when
@@ -82,7 +90,7 @@ class MigrationTask(Construct):
             than root can write to it only if the image declares ``VOLUME /tmp``: it then has the permissions that the
             folder has in the image, otherwise root's.
             https://docs.aws.amazon.com/AmazonECS/latest/developerguide/bind-mounts.html
-        timeout: how long the task may run, from 1 to 55 minutes, 30 by default; then it is stopped.
+        timeout: how long the task may run, from 1 to 55 minutes, 30 by default; then it is stopped. No token.
         family: of the task definition. Default: generated.
         execution_role: which ECS uses to pull the image and read the secret; it gets these permissions. Default:
             one of its own.
@@ -93,7 +101,8 @@ class MigrationTask(Construct):
         force: a text; the migration runs again when it changes.
 
     Raises:
-        ValueError: the timeout is out of bounds, or two parameters exclude each other.
+        ValueError: the timeout is out of bounds, two parameters exclude each other, the command is one text, the
+            environment sets a variable that another parameter is for, or no subnet is selected.
     """
 
     def __init__(
@@ -134,7 +143,16 @@ class MigrationTask(Construct):
             raise ValueError("without migrations, give both command and version, such as version='V7'.")
         if log_group and log_group_name:
             raise ValueError(f"log_group and log_group_name={log_group_name!r} exclude each other: drop one.")
+        if isinstance(command, str):
+            sentence = f"command is the text {command!r}, but must be a list, such as {command.split()!r}."
+            raise ValueError(sentence)  # noqa: TRY004  # as for all that is refused at synth
+        # The runner refuses a URL beside the secret; another tool may need one.
+        own = OWN_VARIABLES | ({"DATABASE_URL": "database_secret"} if migrations else {})
+        if taken := sorted(own.keys() & (environment or {}).keys()):
+            raise ValueError(f"environment must not set {taken[0]}: that is what {own[taken[0]]} is for.")
         timeout = timeout or Duration.minutes(30)
+        if timeout.is_unresolved():
+            raise ValueError("timeout is a token, but must be known at synth: give a number, from 1 to 55 minutes.")
         if not MIN_TIMEOUT.to_seconds() <= timeout.to_seconds() <= MAX_TIMEOUT.to_seconds():
             raise ValueError(
                 f"timeout is {timeout.to_seconds() / 60:g} minutes, but must be from 1 to 55 minutes: CloudFormation "
@@ -372,7 +390,7 @@ def _main_resource(scope: IConstruct) -> IConstruct | None:
 
 
 def _selected(vpc: ec2.IVpc, wanted: ec2.SubnetSelection) -> ec2.SelectedSubnets:
-    return vpc.select_subnets(
+    selected = vpc.select_subnets(
         availability_zones=wanted.availability_zones,
         one_per_az=wanted.one_per_az,
         subnet_filters=wanted.subnet_filters,
@@ -380,6 +398,10 @@ def _selected(vpc: ec2.IVpc, wanted: ec2.SubnetSelection) -> ec2.SelectedSubnets
         subnets=wanted.subnets,
         subnet_type=wanted.subnet_type,
     )
+    # Before a VPC has been looked up, CDK knows none of its subnets' names.
+    if not selected.subnet_ids and not selected.is_pending_lookup:
+        raise ValueError(f"vpc_subnets selects no subnet of {vpc.node.path!r}: name subnets that this VPC has.")
+    return selected
 
 
 def _window(lines: list[str]) -> list[str]:

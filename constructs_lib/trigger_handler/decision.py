@@ -17,7 +17,6 @@ class Action(Enum):
 
     RUN = auto()
     ANSWER_UNCHANGED = auto()
-    KEEP_SCHEMA = auto()
     REFUSE = auto()
 
 
@@ -105,7 +104,7 @@ class Record:
         try:
             fields = json.loads(text)
             return cls(str(fields["fingerprint"]), str(fields["before"]), str(fields["after"]))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return cls()
 
     def dump(self) -> str:
@@ -123,19 +122,22 @@ def task_id(task_arn: str) -> str:
     return task_arn.rsplit("/", 1)[-1]
 
 
+def rolls_back(stack_status: str) -> bool:
+    """Whether the stack rolls back now; nothing else tells a rollback from an ordinary update."""
+    return "ROLLBACK" in stack_status and stack_status.endswith("_IN_PROGRESS")
+
+
 def decide(kind: str, stack_status: str, fingerprint: str, last_success: Record) -> Action:
-    """What to do.
+    """What to do while the stack does not roll back.
 
     Args:
         kind: Create or Update.
-        stack_status: the stack's status now. Only it tells a rollback from an ordinary update.
+        stack_status: the stack's status now.
         fingerprint: of the migrations that are asked for.
         last_success: old properties can't tell what has been migrated, for they may be those of a failed attempt.
     """
     if not stack_status.endswith("_IN_PROGRESS"):
         return Action.REFUSE
-    if "ROLLBACK" in stack_status:
-        return Action.KEEP_SCHEMA
     if kind == "Update" and fingerprint == last_success.fingerprint:
         return Action.ANSWER_UNCHANGED
     return Action.RUN

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from aws import CALL_ERRORS, Aws, passes
 from decision import Request
-from outcome import has_succeeded
+from outcome import has_succeeded, result_line
 
 LOGGER = logging.getLogger(__name__)
 STOPPED = "STOPPED"
@@ -91,6 +90,7 @@ class Tasks:
             except CALL_ERRORS as error:
                 if not passes(error, now - seen):
                     raise
+                LOGGER.warning("a call to ECS has failed, and is made again: %s", error)
             else:
                 # ECS is consistent only eventually: a task that has just started may be unknown for a while.
                 if now - seen > MISSING_PATIENCE:
@@ -124,7 +124,7 @@ class Tasks:
                 LOGGER.exception("the task's log can't be read")
                 return None
             for event in reversed(events):
-                if found := _result_line(event["message"]):
+                if found := result_line(event["message"]):
                     return found
             if attempt < LOG_TRIES - 1:
                 self.aws.sleep(0.5)
@@ -193,11 +193,3 @@ class Tasks:
 
     def _patiently(self, operation: Callable[..., dict[str, Any]], **parameters: Any) -> dict[str, Any]:
         return self.aws.call(operation, cluster=self.request.cluster, **parameters)
-
-
-def _result_line(message: str) -> dict[str, Any] | None:
-    try:
-        line = json.loads(message)
-    except ValueError:
-        return None
-    return line if isinstance(line, dict) and line.get("event") == "migration.result" else None

@@ -11,8 +11,8 @@ from typing import Any
 import cfn_response
 from aws import Aws
 from cfn_response import Answer
-from decision import UNKNOWN, Action, Record, Request, decide, resource_id
-from ecs_task import NotStartedError, Task, Tasks
+from decision import UNKNOWN, Action, Record, Request, decide, resource_id, rolls_back
+from ecs_task import STOPPED, NotStartedError, Task, Tasks
 from outcome import Outcome, judge
 
 LOGGER = logging.getLogger(__name__)
@@ -64,17 +64,17 @@ def _answer(event: dict[str, Any], context: Any, aws: Aws) -> Answer | None:
     if event["RequestType"] == "Delete":
         return _let_go(event, aws)
     began = aws.now()
+    if watch := event.get("Continuation"):
+        return _follow(event, context, Tasks(aws, Request.parse(event)), Watch(**watch))
+    status = aws.call(aws.cloudformation.describe_stacks, StackName=event["StackId"])["Stacks"][0]["StackStatus"]
+    if rolls_back(status):
+        return _keep_schema(event, aws)
     request = Request.parse(event)
     tasks = Tasks(aws, request)
-    if watch := event.get("Continuation"):
-        return _follow(event, context, tasks, Watch(**watch))
-    status = aws.call(aws.cloudformation.describe_stacks, StackName=request.stack_id)["Stacks"][0]["StackStatus"]
     record = _read_record(tasks)
     match decide(request.kind, status, request.fingerprint, record):
         case Action.REFUSE:
             return _failed(f"This request came too late: the stack is already {status}. Deploy again.")
-        case Action.KEEP_SCHEMA:
-            return _keep_schema(tasks)
         case Action.ANSWER_UNCHANGED:
             return _succeeded("No migration has changed since the last deployment.", record.after, record.after)
         case _:
@@ -114,13 +114,26 @@ def _follow(event: dict[str, Any], context: Any, tasks: Tasks, watch: Watch) -> 
     return _succeeded(outcome.reason, outcome.before, outcome.after, task=watch.task, seconds=seconds)
 
 
-def _keep_schema(tasks: Tasks) -> Answer:
-    """Roll back nothing: the older image lacks the newer revisions' files, so it must not run."""
-    for task in tasks.stop_all("its deployment is being rolled back."):
-        # If it succeeded after all, then with the migrations of the release that is going, not of this request.
-        _settle(tasks, task, UNKNOWN)
-    revision = _read_record(tasks).after
-    return _succeeded(f"The stack rolls back; the schema is kept, last seen at {revision}.", revision, revision)
+def _keep_schema(event: dict[str, Any], aws: Aws) -> Answer:
+    """Roll back nothing: the older image lacks the newer revisions' files, so it must not run.
+
+    Nothing fails this answer, or the whole stack would be stuck in UPDATE_ROLLBACK_FAILED.
+    """
+    revision, unknown, why = UNKNOWN, "its revision, and whether a task of the migration still runs", ""
+    try:
+        tasks = Tasks(aws, Request.parse(event))
+        stopped = tasks.stop_all("its deployment is being rolled back.")
+        for task in stopped:
+            # If it succeeded after all, then with the migrations of the release that is going, not of this request.
+            _settle(tasks, task, UNKNOWN)
+        if all(task["lastStatus"] == STOPPED for task in stopped):
+            unknown = "its revision"
+            revision = _read_record(tasks).after
+    except Exception as error:
+        LOGGER.exception("unknown while the stack rolls back: %s", unknown)
+        why = f" ({type(error).__name__}: {error})"
+    seen = f", last seen at {revision}" if revision != UNKNOWN else f". Unknown: {unknown}{why}"
+    return _succeeded(f"The stack rolls back; the schema is kept{seen}.", revision, revision)
 
 
 def _settle(tasks: Tasks, task: Task, fingerprint: str) -> Outcome:
@@ -136,12 +149,26 @@ def _settle(tasks: Tasks, task: Task, fingerprint: str) -> Outcome:
 
 def _read_record(tasks: Tasks) -> Record:
     aws = tasks.aws
-    return Record.parse(aws.call(aws.ssm.get_parameter, Name=tasks.request.record_parameter)["Parameter"]["Value"])
+    try:
+        found = aws.call(aws.ssm.get_parameter, Name=tasks.request.record_parameter)
+    except aws.ssm.exceptions.ParameterNotFound:
+        # Someone has deleted it: the next record that is written makes it anew.
+        return Record()
+    return Record.parse(found["Parameter"]["Value"])
 
 
 def _write_record(tasks: Tasks, record: Record) -> None:
+    """Write the record if that can be done: the task has ended, and no failure here could undo what it did.
+
+    The older record then stays. It lacks the new migrations, so the next deployment of them starts a task that finds
+    nothing to do. It can mislead only a deployment of its own, older migrations: "unchanged", though the schema has
+    moved on. An error would do that harm now instead of maybe later: the stack would roll back to just that release.
+    """
     aws = tasks.aws
-    aws.call(aws.ssm.put_parameter, Name=tasks.request.record_parameter, Value=record.dump(), Overwrite=True)
+    try:
+        aws.call(aws.ssm.put_parameter, Name=tasks.request.record_parameter, Value=record.dump(), Overwrite=True)
+    except Exception:
+        LOGGER.exception("the record of the migration can't be written: %s", record)
 
 
 def _succeeded(reason: str, before: str, after: str, task: str = UNKNOWN, seconds: str = UNKNOWN) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -88,6 +89,22 @@ class Outcome:
     reason: str
     before: str
     after: str
+
+
+def result_line(message: str) -> dict[str, Any] | None:
+    """The runner's result in a line of the task's log; None for any other line, also for one of the wrong shape."""
+    try:
+        line = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or line.get("event") != "migration.result":
+        return None
+    applied, error = line.get("applied"), line.get("error")
+    if not isinstance(applied, list | None) or not isinstance(error, dict | None):
+        return None
+    details = [(error or {}).get(name) for name in ("kind", "revision", "message", "hint")]
+    texts = [line.get("from"), line.get("at"), *(applied or []), *details]
+    return line if all(isinstance(text, str | None) for text in texts) else None
 
 
 def has_succeeded(task: Mapping[str, Any], request: Request) -> bool:

@@ -26,7 +26,7 @@ def alembic_project(folder: Path, revisions: dict[str, str | None], message: str
     versions.mkdir(parents=True, exist_ok=True)
     for revision, down_revision in revisions.items():
         text = REVISION.format(message=message, revision=revision, down_revision=down_revision)
-        (versions / f"{revision}.py").write_text(text)
+        (versions / f"{revision}.py").write_text(text, encoding="utf-8")
     config = folder / "alembic.ini"
     config.write_text("[alembic]\nscript_location = %(here)s/migrations\n")
     return config

@@ -16,6 +16,17 @@ def test_a_person_reads_the_revisions_newest_first(tmp_path: Path) -> None:
     assert migrations.target == "ccc"
 
 
+def test_a_description_is_at_most_100_characters_long_and_ascii_as_cloudformation_gives_it_back(tmp_path: Path) -> None:
+    def description(message: str) -> str:
+        (one,) = AlembicMigrations(alembic_project(tmp_path, {"aaa": None}, message=message)).descriptions
+        return one
+
+    assert description("x" * 96) == "aaa " + "x" * 96
+    assert description("x" * 97) == "aaa " + "x" * 93 + "..."
+    assert description("größer → 漢😀") == "aaa gr??er ? ??"
+    assert description(r"\ud800") == "aaa ?"
+
+
 def test_the_fingerprint_is_the_same_wherever_the_project_lies(tmp_path: Path) -> None:
     one, other = (alembic_project(tmp_path / name, CHAIN) for name in ("one", "other"))
     assert AlembicMigrations(one).fingerprint == AlembicMigrations(other).fingerprint

@@ -181,6 +181,19 @@ def test_a_new_revision_only_adds_a_line_to_the_diff_however_many_there_are(tmp_
     assert 25 <= len(lines(61)) < 50
 
 
+def test_long_messages_make_no_large_template(tmp_path: Path, migrate: Migrate, data: Data) -> None:
+    chain = {f"r{n:03}": f"r{n - 1:03}" if n else None for n in range(49)}
+    migrate(migrations=AlembicMigrations(alembic_project(tmp_path / "long", chain, message="ü" * 20_000)))
+    properties = json.dumps(migration_of(data)["Properties"], ensure_ascii=False)
+    assert len(properties) < 49 * 110 + 3000
+    assert properties.isascii()
+
+
+def test_the_version_of_another_tool_reaches_it_as_it_is(data: Data, migrate: Migrate) -> None:
+    migrate(migrations=None, command=["flyway", "migrate"], version="V7 größer")
+    assert migration_of(data)["Properties"]["Target"] == "V7 größer"
+
+
 def test_the_migration_is_told_everything_that_its_task_needs(data: Data, migrate: Migrate) -> None:
     migrate(log_group_name="/ecs/dev/migration-task")
     properties = migration_of(data)["Properties"]
@@ -601,6 +614,19 @@ def test_outputs_can_tell_what_the_deployment_did(data: Data, migrate: Migrate) 
         ({"migrations": None}, "without migrations, give both command and version"),
         ({"migrations": None, "command": ["flyway"]}, "without migrations, give both command and version"),
         ({"migrations": None, "version": "V7"}, "without migrations, give both command and version"),
+        (
+            {"timeout": cdk.Duration.minutes(cdk.Token.as_number("soon"))},
+            "timeout is a token, but must be known at synth",
+        ),
+        (
+            {"command": "python -m x"},
+            r"command is the text 'python -m x', but must be a list, such as \['python', '-m', 'x'\]\.",
+        ),
+        ({"vpc_subnets": ec2.SubnetSelection(subnets=[])}, "vpc_subnets selects no subnet of 'Data/Vpc': name subnets"),
+        (
+            {"vpc_subnets": ec2.SubnetSelection(availability_zones=["nowhere"])},
+            "vpc_subnets selects no subnet of 'Data/Vpc': name subnets",
+        ),
     ],
 )
 def test_what_can_not_work_is_refused_at_synth_in_one_sentence(
@@ -609,6 +635,51 @@ def test_what_can_not_work_is_refused_at_synth_in_one_sentence(
     with pytest.raises(ValueError, match=sentence) as refusal:
         migrate(**arguments)
     assert "\n" not in str(refusal.value)
+
+
+OWN_VARIABLES = {
+    "DATABASE_SECRET": "database_secret",
+    "DATABASE_HOST": "database_host",
+    "DATABASE_PORT": "database_port",
+    "DATABASE_NAME": "database_name",
+    "MIGRATION_TARGET": "migrations or version",
+}
+OTHER_TOOL = {"migrations": None, "command": ["flyway", "migrate"], "version": "V7"}
+
+
+@pytest.mark.parametrize(
+    ("tool", "name", "parameter"),
+    [
+        *[(tool, name, parameter) for tool in ({}, OTHER_TOOL) for name, parameter in OWN_VARIABLES.items()],
+        ({}, "DATABASE_URL", "database_secret"),
+    ],
+)
+def test_a_variable_that_a_parameter_is_for_is_refused_and_its_value_not_shown(
+    migrate: Migrate, tool: dict[str, Any], name: str, parameter: str
+) -> None:
+    with pytest.raises(ValueError, match="environment must not set") as refusal:
+        migrate(environment={"STAGE": "dev", name: "canary"}, **tool)
+    assert str(refusal.value) == f"environment must not set {name}: that is what {parameter} is for."
+
+
+def test_another_tool_may_be_given_a_url(data: Data, migrate: Migrate) -> None:
+    migrate(environment={"DATABASE_URL": "jdbc:postgresql://db.example/inventory"}, **OTHER_TOOL)
+    assert "jdbc:postgresql" in json.dumps(resources(data))
+
+
+def test_subnets_that_are_yet_to_be_looked_up_are_not_refused(migrations: AlembicMigrations) -> None:
+    environment = cdk.Environment(account="111122223333", region="us-west-2")
+    stack = cdk.Stack(cdk.App(), "Stack", env=environment)
+    vpc = ec2.Vpc.from_lookup(stack, "Vpc", vpc_id="vpc-1")
+    MigrationTask(
+        stack,
+        "Migration",
+        cluster=ecs.Cluster(stack, "Cluster", vpc=vpc),
+        image=IMAGE,
+        migrations=migrations,
+        database_secret=secretsmanager.Secret(stack, "Secret"),
+        vpc_subnets=ec2.SubnetSelection(subnet_group_name="isolated"),
+    )
 
 
 def test_two_log_groups_are_refused(data: Data, migrate: Migrate) -> None:

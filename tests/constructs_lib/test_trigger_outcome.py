@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from decision import Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outcome import judge
+from outcome import judge, result_line
 
 from tests.constructs_lib.world import FAILED, SUCCEEDED, World
 
 ARN = "arn:aws:ecs:us-west-2:111122223333:task/dev-inventory-cluster/4f1c8d2e9a7b4c6d8e0f1a2b3c4d5e6f"
 REQUEST = Request.parse(World().request("Update"))
 IMAGE = "111122223333.dkr.ecr.us-west-2.amazonaws.com/cdk-hnb659fds-container-assets-111122223333-us-west-2:0c9f"
+
+
+TEXT = st.none() | st.text(max_size=9)
+ANYTHING = st.recursive(
+    TEXT | st.booleans() | st.integers() | st.floats(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=9), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def some(texts: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Any of the fields, each with a value of its own shape or with anything."""
+    return st.fixed_dictionaries({}, optional={name: shape | ANYTHING for name, shape in texts.items()})
+
+
+ERRORS = some(dict.fromkeys(("kind", "revision", "message", "hint"), TEXT))
+RESULTS = some({"from": TEXT, "at": TEXT, "applied": st.lists(TEXT, max_size=2), "error": ERRORS})
 
 
 def exited(code: int, **container: Any) -> dict[str, Any]:
@@ -330,3 +348,41 @@ def test_the_log_is_named_however_much_the_database_has_to_say(message: str, hin
 
 def test_braces_in_a_message_are_only_text() -> None:
     assert '"{memory}" is missing' in reason(exited(1), said("SyntaxError", 'near "{memory}" is missing'))
+
+
+@settings(deadline=None)
+@given(fields=RESULTS, exit_code=st.sampled_from([0, 1, 2, 3, 137, 139]))
+def test_no_line_of_the_log_can_keep_a_task_from_being_judged(fields: dict[str, Any], exit_code: int) -> None:
+    outcome = judge(exited(exit_code), result_line(json.dumps({"event": "migration.result", **fields})), REQUEST)
+    assert outcome.succeeded is (exit_code == 0)
+    assert isinstance(outcome.before, str)
+    assert isinstance(outcome.after, str)
+
+
+@pytest.mark.parametrize("line", [SUCCEEDED, FAILED, {"event": "migration.result"}], ids=["good", "bad", "bare"])
+def test_what_the_runner_says_is_read_as_it_is(line: dict[str, Any]) -> None:
+    assert result_line(json.dumps(line)) == line
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"error": "boom"},
+        {"error": ["boom"]},
+        {"error": False},
+        {"error": {"message": ["boom"]}},
+        {"error": {"hint": 7}},
+        {"error": {"revision": {}}},
+        {"from": 7},
+        {"at": ["4a"]},
+        {"applied": "4a"},
+        {"applied": [7]},
+    ],
+)
+def test_a_result_line_of_the_wrong_shape_is_none(fields: dict[str, Any]) -> None:
+    assert result_line(json.dumps({**FAILED, **fields})) is None
+
+
+@pytest.mark.parametrize("message", ["", "bye", "7", "[]", "null", '{"event": "bye"}', "[" * 100_000, '{"":' * 100_000])
+def test_any_other_line_is_no_result_line(message: str) -> None:
+    assert result_line(message) is None

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import index
 import pytest
 from botocore.exceptions import EndpointConnectionError
 
-from tests.constructs_lib.world import CLUSTER, FAILED, TASK_DEFINITION, LambdaTimeout, Run, World, fault
+from tests.constructs_lib.world import CLUSTER, FAILED, SUCCEEDED, TASK_DEFINITION, LambdaTimeout, Run, World, fault
 
 ATTRIBUTES = {"RevisionBefore", "RevisionAfter", "TaskArn", "Duration"}
+OLDER = json.dumps({"fingerprint": "old", "before": "-", "after": "48871d03964b"})
 MIGRATED = json.dumps({"fingerprint": "new", "before": "48871d03964b", "after": "49871d03964c"})
 
 
@@ -208,6 +211,116 @@ def test_a_rollback_runs_nothing_and_says_where_the_schema_is() -> None:  # C8
     assert "49871d03964c" in answer["Reason"]
     assert answer["Data"]["RevisionAfter"] == "49871d03964c"
     assert len(world.tasks) == 1
+
+
+@pytest.mark.parametrize(
+    ("operation", "error", "unknown"),
+    [
+        (
+            "GetParameter",
+            fault("AccessDeniedException", service="ssm"),
+            "Unknown: its revision (AccessDeniedException: ",
+        ),
+        ("GetParameter", ValueError("odd"), "Unknown: its revision (ValueError: odd)."),
+        ("ListTasks", fault("AccessDeniedException"), "Unknown: its revision, and whether a task of the migration"),
+        ("DescribeTasks", fault("ThrottlingException"), "Unknown: its revision, and whether a task of the migration"),
+        ("StopTask", fault("AccessDeniedException"), "Unknown: its revision, and whether a task of the migration"),
+        ("PutParameter", fault("AccessDeniedException", service="ssm"), "last seen at 48871d03964b."),
+    ],
+)
+def test_nothing_fails_a_rollback_and_the_answer_says_what_is_unknown(
+    operation: str, error: Exception, unknown: str, caplog: pytest.LogCaptureFixture
+) -> None:  # C8
+    world = World([Run(seconds=9999, said=None)], recorded=OLDER)
+    lose_the_invocation(world, after=5)
+    world.stack_status = "UPDATE_ROLLBACK_IN_PROGRESS"
+    world.faults[operation] = [error] * 999
+    began = world.clock
+    answer = world.deliver("Update", "rollback", Fingerprint="old")
+    assert answer["Status"] == "SUCCESS"
+    assert unknown in answer["Reason"]
+    assert set(answer["Data"]) == ATTRIBUTES
+    assert all(answer["Data"].values())
+    assert str(error) in caplog.text
+    assert any(one.levelno >= logging.WARNING for one in caplog.records)
+    assert world.clock - began < 180
+
+
+def test_a_rollback_succeeds_when_someone_has_deleted_the_record() -> None:  # C8
+    gone = [fault("ParameterNotFound", service="ssm")]
+    answer = World(stack_status="UPDATE_ROLLBACK_IN_PROGRESS", faults={"GetParameter": gone}).deliver("Update")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Reason"] == "The stack rolls back; the schema is kept. Unknown: its revision."
+    assert answer["Data"] == dict.fromkeys(ATTRIBUTES, "-")
+
+
+def test_a_rollback_says_when_a_task_may_outlive_it() -> None:  # C8, C9
+    world = World([Run(seconds=9999, seconds_to_stop=9999)], recorded=OLDER)
+    lose_the_invocation(world, after=5)
+    world.stack_status = "UPDATE_ROLLBACK_IN_PROGRESS"
+    answer = world.deliver("Update", "rollback")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Reason"] == (
+        "The stack rolls back; the schema is kept. Unknown: its revision, and whether a task of the migration still "
+        "runs."
+    )
+    assert fingerprint(world) == "-"
+
+
+def test_a_rollback_that_makes_no_sense_succeeds_too(caplog: pytest.LogCaptureFixture) -> None:  # C8
+    world = World(stack_status="ROLLBACK_IN_PROGRESS")
+    event = world.request("Create")
+    del event["ResourceProperties"]["Cluster"]
+    world.invoke(event)
+    assert world.answers[0]["Status"] == "SUCCESS"
+    assert world.answers[0]["Data"] == dict.fromkeys(ATTRIBUTES, "-")
+    assert "KeyError: 'Cluster'" in caplog.text
+
+
+def test_a_record_that_someone_has_deleted_costs_a_task_and_is_made_anew() -> None:
+    gone = [fault("ParameterNotFound", service="ssm")]
+    world = World([Run()], recorded=MIGRATED, faults={"GetParameter": gone})
+    assert world.deliver("Update", "first")["Status"] == "SUCCESS"
+    assert len(world.tasks) == 1
+    assert fingerprint(world) == "new"
+
+
+def test_a_record_that_can_not_be_read_fails_a_deployment_before_anything_has_changed() -> None:
+    world = World(recorded=MIGRATED, faults={"GetParameter": [fault("AccessDeniedException", service="ssm")] * 99})
+    answer = world.deliver("Update", Fingerprint="newer")
+    assert answer["Status"] == "FAILED"
+    assert "AccessDeniedException" in answer["Reason"]
+
+
+@pytest.mark.parametrize("error", [fault("AccessDeniedException", service="ssm"), ValueError("odd")])
+def test_a_success_that_can_not_be_recorded_stays_one_and_costs_another_task(
+    error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World([Run(), Run()], recorded=MIGRATED, faults={"PutParameter": [error] * 99})
+    answer = world.deliver("Update", "first", Fingerprint="newer")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Data"]["RevisionAfter"] == "49871d03964c"
+    assert str(error) in caplog.text
+    world.faults.clear()
+    assert world.deliver("Update", "second", Fingerprint="newer")["Status"] == "SUCCESS"
+    assert len(world.tasks) == 2
+    assert fingerprint(world) == "newer"
+
+
+def test_a_failure_that_can_not_be_recorded_keeps_its_reason() -> None:
+    denied = fault("AccessDeniedException", service="ssm")
+    half_way = {**FAILED, "at": "4a", "applied": ["4a"]}
+    world = World([Run(exit_code=1, said=half_way)], recorded=MIGRATED, faults={"PutParameter": [denied] * 99})
+    assert world.deliver("Update", Fingerprint="newer")["Reason"].startswith("Migration 49871d03964c failed: Undefined")
+
+
+@pytest.mark.parametrize("said", ["[" * 100_000, {**FAILED, "error": "boom"}, {**SUCCEEDED, "applied": {"4a": 1}}])
+def test_what_a_task_says_out_of_shape_changes_nothing_about_how_it_ended(said: Any) -> None:
+    world = World([Run(said=said), Run(exit_code=1, said=said)])
+    assert world.deliver("Update", "first")["Status"] == "SUCCESS"
+    assert world.deliver("Update", "second", Fingerprint="newer")["Reason"].startswith(
+        "Migration 49871d03964c failed: its log has the reason. Where the schema is now is unknown"
+    )
 
 
 def test_after_a_rollback_the_same_migrations_need_no_second_task() -> None:

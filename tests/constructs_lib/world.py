@@ -71,7 +71,7 @@ class Run:
     exit_code: int | None = 0
     stop_code: str = "EssentialContainerExited"
     stopped_reason: str = "Essential container in task exited"
-    said: Mapping[str, Any] | None = field(default_factory=lambda: SUCCEEDED)
+    said: Mapping[str, Any] | str | None = field(default_factory=lambda: SUCCEEDED)
     seconds_to_stop: float = 2
     sidecars: Sequence[Mapping[str, Any]] = ()
 
@@ -256,7 +256,7 @@ class World:
         return {
             "events": [
                 {"message": "starting"},
-                {"message": json.dumps(said)},
+                {"message": said if isinstance(said, str) else json.dumps(said)},
                 {"message": '{"event": "bye"}'},
                 {"message": "7"},
             ]
