@@ -13,12 +13,13 @@ from migration_runner.runner import Request, run
 
 EXIT_CODES = """\
 exit codes:
-  0  the schema is at the target
-  1  a migration failed; for status: revisions are pending
-  2  wrong use: no revisions, several heads, a broken chain, bad settings, an unknown revision
-  3  the database can't be reached, or the session was lost
-  5  the database is at a revision that this image does not have
-  6  the database refused the credentials
+    0  the schema is at the target
+    1  a migration failed; for status: revisions are pending
+    2  wrong use: no revisions, several heads, a broken chain, bad settings, an unknown revision
+    3  the database can't be reached, or the session was lost
+    5  the database is at a revision that this image does not have
+    6  the database refused the credentials
+  130  interrupted with Ctrl-C
 """
 
 
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = _parser().parse_args(arguments)
     request = Request(parsed.command, parsed.config, parsed.wait, getattr(parsed, "revision", None))
-    return run(request, os.environ, Report(sys.stdout))
+    return run(request, os.environ, Report.of_process())
 
 
 def _parser() -> argparse.ArgumentParser:

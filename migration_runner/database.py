@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,18 @@ def database_url(environment: Mapping[str, str]) -> URL:
     if bool(secret) == bool(url):
         found = "both are" if secret else "neither is"
         raise SettingsError(f"Set either DATABASE_SECRET or DATABASE_URL: {found} set.")
-    return _from_secret(secret, environment) if secret else _from_url(url or "")
+    read = _from_secret(secret, environment) if secret else _from_url(url or "")
+    texts = (read.username, read.password, read.host, read.database, *chain(*read.normalized_query.values()))
+    if any(re.search("[\0\ud800-\udfff]", text) for text in texts if text):
+        name = "DATABASE_SECRET" if secret else "DATABASE_URL"
+        raise SettingsError(f"{name} holds a character that PostgreSQL can't take, NUL or a lone surrogate: remove it.")
+    return read
+
+
+def password_of(url: URL, environment: Mapping[str, str]) -> str | None:
+    """What libpq logs in with, wherever it stands: in the URL, in its parameters or in PGPASSWORD."""
+    among_parameters = url.normalized_query.get("password", ())
+    return url.password or "".join(among_parameters) or environment.get("PGPASSWORD")
 
 
 def wait_for(url: URL, seconds: float, report: Report) -> None:

@@ -1,6 +1,7 @@
 """What the runner says: a line per event, and at the end the one result line that the trigger reads.
 
-Away from a terminal every line is a JSON object; on a terminal it is a sentence.
+Away from a terminal every line is a JSON object; on a terminal it is a sentence. What the team's code says, and what
+the processes say that it starts, becomes events too.
 """
 
 from __future__ import annotations
@@ -8,13 +9,25 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
+import secrets
+import sys
+import threading
 import time
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TextIO
+from functools import cache
+from pathlib import Path
+from typing import BinaryIO, TextIO
 from urllib.parse import quote, quote_plus
 
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"
+# The quotation marks of PostgreSQL's messages in its languages.
+QUOTES = '"„“”«»'
+# 32 hexadecimal digits and the end of the line.
+MARK_LENGTH = 33
 
 
 class ExitCode(IntEnum):
@@ -26,6 +39,7 @@ class ExitCode(IntEnum):
     UNREACHABLE = 3
     AHEAD = 5
     REFUSED = 6
+    INTERRUPTED = 130
 
 
 class RunError(Exception):
@@ -65,16 +79,16 @@ class Result:
 
     Args:
         command: upgrade, downgrade or status.
-        start: the revision of the schema before the run; None for an empty schema, or one that was not seen.
-        at: the revision after the run; None as for ``start``.
+        start: the revisions of the schema before the run: one, as a rule; none of an empty schema; None when not seen.
+        at: the revisions after the run, as for ``start``.
         target: the revision to reach; None for an empty schema.
         applied: the revisions that were run, and stayed, in that order.
         error: why the target was not reached.
     """
 
     command: str
-    start: str | None = None
-    at: str | None = None
+    start: Collection[str] | None = None
+    at: Collection[str] | None = None
     target: str | None = None
     applied: list[str] = field(default_factory=list)
     error: RunError | None = None
@@ -87,84 +101,123 @@ class Result:
 
 
 class Report:
-    """Writes the lines of one run.
+    """Writes the lines of one run; once that fails, as when the reader has gone away, the rest is left unsaid.
 
     Args:
-        stream: standard output; a sentence per line when it is a terminal, JSON otherwise.
+        stream: a sentence per line when it is a terminal, JSON otherwise.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._stream: TextIO | None = stream
+        self._on_terminal = stream.isatty()
+        # Lines come from the run and from the thread that reads what others write.
+        self._lock = threading.RLock()
+        self._password = ""
+        self._pipe: int | None = None
+        self._marks: dict[bytes, threading.Event] = {}
+
+    @classmethod
+    def of_process(cls) -> Report:
+        """A report to standard output, where from now on nothing else is written.
+
+        Until the process ends, its descriptors 1 and 2, which child processes inherit, lead into a pipe, and each line
+        that comes out of it becomes an event. A child that outlives the run is cut off with it, and holds nothing up.
+        """
+        # A closed one would be given to what is opened next, such as the database's socket.
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(descriptor)
+        report = cls(os.fdopen(os.dup(1), "w", errors="backslashreplace"))
+        reading, report._pipe = os.pipe()
+        for stream in (sys.stdout, sys.stderr):
+            # None when it was closed.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
+        os.dup2(report._pipe, 1)
+        os.dup2(report._pipe, 2)
+        threading.Thread(target=report._pass_on, args=[os.fdopen(reading, "rb")], daemon=True).start()
+        return report
+
+    def hide(self, password: str | None) -> None:
+        """Show ``***`` from now on wherever output, an error's message or its hint holds the password."""
+        self._password = password or ""
 
     def event(self, name: str, sentence: str, **fields: object) -> None:
         """Say that something happened: the sentence on a terminal, name and fields elsewhere."""
-        self._line(sentence if self._stream.isatty() else _json(event=name, **fields))
+        self._catch_up()
+        self._say(name, sentence, **fields)
 
     def result(self, result: Result) -> None:
-        """Say how the run ended; the last line of a run."""
+        """Say how the run ended; the last line of a run: what others still write comes too late."""
+        self._catch_up()
+        if self._pipe is not None:
+            # Nobody reads the pipe any more when Python flushes its streams at exit: a full one would hold it up.
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+                os.dup2(nowhere.fileno(), 2)
+            self._catch_up()
         milliseconds = milliseconds_since(result.started)
-        if self._stream.isatty():
-            colours = not os.environ.get("NO_COLOR")
-            colour = (RED if result.error else GREEN) if colours else ""
-            self._line(f"{colour}{_sentence(result, milliseconds)}{PLAIN if colours else ''}")
+        if result.error:
+            result.error.message = redacted(result.error.message, self._password)
+            result.error.hint = result.error.hint and redacted(result.error.hint, self._password)
+        with self._lock:
+            self._line(_coloured(result, milliseconds) if self._on_terminal else _result_line(result, milliseconds))
+            self._stream = None
+
+    def _catch_up(self) -> None:
+        """Wait until all that was written before is passed on, also a last line that was not ended."""
+        if self._pipe is None:
             return
-        error = result.error
-        self._line(
-            _json(
-                **{
-                    "event": "migration.result",
-                    "status": "failed" if error else "succeeded",
-                    "command": result.command,
-                    "from": result.start,
-                    "at": result.at,
-                    "target": result.target,
-                    "applied": result.applied,
-                    "duration_ms": milliseconds,
-                    "error": error
-                    and {
-                        "kind": error.kind,
-                        "sqlstate": error.sqlstate,
-                        "revision": error.revision,
-                        "message": error.message,
-                        "hint": error.hint,
-                    },
-                }
-            )
-        )
+        for stream in (sys.stdout, sys.stderr):
+            # The team's code may have closed or replaced it.
+            with suppress(AttributeError, OSError, ValueError):
+                stream.flush()
+        mark = f"{secrets.token_hex(MARK_LENGTH // 2)}\n".encode()
+        reached = self._marks[mark] = threading.Event()
+        os.write(self._pipe, mark)
+        reached.wait()
+
+    def _pass_on(self, pipe: BinaryIO) -> None:
+        for line in pipe:
+            mark = line[-MARK_LENGTH:]
+            reached = self._marks.pop(mark, None)
+            text = line.removesuffix(mark if reached else b"\n").decode(errors="backslashreplace")
+            if text or not reached:
+                text = redacted(text, self._password)
+                self._say("migration.output", text, text=text)
+            if reached:
+                reached.set()
+
+    def _say(self, name: str, sentence: str, **fields: object) -> None:
+        self._line(sentence if self._on_terminal else _json(event=name, **fields))
 
     def _line(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        with self._lock:
+            if self._stream:
+                try:
+                    self._stream.write(f"{text}\n")
+                    self._stream.flush()
+                except OSError:
+                    # The migration matters more than the words about it, and the exit code still tells.
+                    self._stream = None
 
 
-class Output(io.TextIOBase):
-    """Takes what a team's code prints and logs: each line becomes an event, without the password.
+def redacted(text: str, password: str) -> str:
+    """The text with ``***`` for the password in any spelling, and for the parts of it that the text quotes.
 
-    Args:
-        report: where the lines go.
-        password: what is replaced by ``***`` in all of its spellings.
+    PostgreSQL quotes what it has stumbled over: of ``hunter2@x``, unquoted in a statement, "hunter2". A part has four
+    characters or more; case does not matter, since identifiers are turned to lower case.
     """
+    if not password:
+        return text
 
-    def __init__(self, report: Report, password: str | None) -> None:
-        self._report = report
-        self._spellings = _spellings(password) if password else []
-        self._begun = ""
+    def part(word: re.Match[str]) -> str:
+        return "***" if word[0].lower() in password.lower() else word[0]
 
-    def write(self, text: str) -> int:
-        """Pass on the lines that are complete."""
-        *lines, self._begun = (self._begun + text).split("\n")
-        for line in lines:
-            self._say(line)
-        return len(text)
+    def parts(quoted: re.Match[str]) -> str:
+        return re.sub(rf"[^\s'{QUOTES}]{{4,}}", part, quoted[0])
 
-    def end_line(self) -> None:
-        """Pass on a last line that was not ended."""
-        if self._begun:
-            self.write("\n")
-
-    def _say(self, line: str) -> None:
-        for spelling in self._spellings:
-            line = line.replace(spelling, "***")
-        self._report.event("migration.output", line, text=line)
+    return re.sub(f"(?s)[{QUOTES}].*[{QUOTES}]", parts, _spelled(password).sub("***", text))
 
 
 def milliseconds_since(started: float) -> int:
@@ -176,21 +229,57 @@ def _json(**fields: object) -> str:
     return json.dumps(fields, separators=(",", ":"))
 
 
+def shown(current: Collection[str] | None) -> str | None:
+    """The revisions that a schema is at, as one text; None when there is none, or when it was not seen."""
+    return ", ".join(sorted(current or ())) or None
+
+
+def _result_line(result: Result, milliseconds: int) -> str:
+    error = result.error
+    return _json(
+        **{
+            "event": "migration.result",
+            "status": "failed" if error else "succeeded",
+            "command": result.command,
+            "from": shown(result.start),
+            "at": shown(result.at),
+            "target": result.target,
+            "applied": result.applied,
+            "duration_ms": milliseconds,
+            "error": error
+            and {
+                "kind": error.kind,
+                "sqlstate": error.sqlstate,
+                "revision": error.revision,
+                "message": error.message,
+                "hint": error.hint,
+            },
+        }
+    )
+
+
+def _coloured(result: Result, milliseconds: int) -> str:
+    sentence = _sentence(result, milliseconds)
+    return sentence if os.environ.get("NO_COLOR") else f"{RED if result.error else GREEN}{sentence}{PLAIN}"
+
+
 def _sentence(result: Result, milliseconds: int) -> str:
-    at = f"The schema is at {result.at or 'no revision'}."
-    if result.error is None:
+    at = "" if result.at is None else f"The schema is at {shown(result.at) or 'no revision'}."
+    error = result.error
+    if error is None:
         count = len(result.applied)
         did = f"{count} revision{'s'[: count != 1]} in {milliseconds} ms. " if count else ""
         return f"{result.command}: {did}{at}"
-    error = result.error
     where = f"{error.revision} failed: " if error.revision else ""
     sentences = [f"{result.command}: {where}{error.kind}: {error.message.rstrip('.')}.", at, error.hint]
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _spellings(password: str) -> list[str]:
+@cache
+def _spelled(password: str) -> re.Pattern[str]:
     """The password as URLs, JSON, Python and ini files write it; the longest first, as one may contain another."""
     urls = {quote(password, safe=safe) for safe in ("", "/", " +")} | {quote_plus(password)}
     texts = {json.dumps(password), json.dumps(password, ensure_ascii=False), repr(password)}
     plain = {password} | urls | {text[1:-1] for text in texts}
-    return sorted(plain | {text.replace("%", "%%") for text in plain}, key=len, reverse=True)
+    spellings = sorted(plain | {text.replace("%", "%%") for text in plain}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, spellings)), re.IGNORECASE)

@@ -115,8 +115,8 @@ def _revision_files(config: Path) -> tuple[list[Path], list[Path]]:
     folders = [_folder(part.strip(), config) for part in parts if part.strip()]
     folders = folders or [_folder(location, config) / "versions"]
     pattern = "**/*.py" if recursive else "*.py"
-    files = {path.resolve(): None for folder in folders for path in sorted(folder.glob(pattern))}
-    return folders, [path for path in files if not path.name.startswith(("__init__", ".#"))]
+    files = {os.path.realpath(path): path for folder in folders for path in sorted(folder.glob(pattern))}
+    return folders, [path for path in files.values() if not path.name.startswith(("__init__", ".#"))]
 
 
 def _folder(location: str, config: Path) -> Path:
@@ -132,9 +132,13 @@ class _File:
 
 
 def _read(path: Path) -> _File:
-    content = path.read_bytes()
     try:
+        content = path.read_bytes()
         module = ast.parse(content)
+    except OSError as error:
+        raise RevisionError(f"{path} can't be read: {error.strerror}.") from None
+    except (RecursionError, MemoryError):
+        raise RevisionError(f"{path} is nested too deeply for Python to read it.") from None
     except (SyntaxError, ValueError) as error:
         line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         raise RevisionError(f"{path}{line} is not valid Python.") from None
@@ -171,7 +175,7 @@ def _strings(path: Path, name: str, value: ast.expr | None) -> tuple[str, ...]:
     """A string, several of them or None, as a tuple."""
     try:
         literal = value and ast.literal_eval(value)
-    except ValueError:
+    except (ValueError, TypeError):
         raise RevisionError(f"{name} in {path} is computed: write it as a literal.") from None
     strings = (literal,) if isinstance(literal, str) else literal or ()
     if not isinstance(strings, list | tuple) or not all(isinstance(string, str) for string in strings):

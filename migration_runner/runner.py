@@ -7,7 +7,7 @@ import re
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,8 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Engine, event
 from sqlalchemy.engine import Dialect
 
-from migration_runner.database import database_failure, database_url, wait_for
-from migration_runner.report import ExitCode, Output, Report, Result, RunError, milliseconds_since
+from migration_runner.database import database_failure, database_url, password_of, wait_for
+from migration_runner.report import ExitCode, Report, Result, RunError, milliseconds_since, shown
 from migration_runner.revisions import Revision, RevisionError, head, lineage, read_revisions
 
 Steps = Callable[[tuple[str, ...], MigrationContext], Iterable[RevisionStep]]
@@ -59,7 +59,7 @@ def run(request: Request, environment: Mapping[str, str], report: Report) -> Exi
         _run(request, environment, report, result)
     except RunError as error:
         result.error = error
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         result.error = failure(error)
     report.result(result)
     return result.exit_code
@@ -75,20 +75,22 @@ def _run(request: Request, environment: Mapping[str, str], report: Report, resul
     # Where a downgrade leads may depend on where the schema is.
     result.target = None if request.command == "downgrade" else _named(request, revisions)
     url = database_url(environment)
+    report.hide(password_of(url, environment))
     report.event(
         "migration.started", f"{request.command}: the image is at {newest}.", command=request.command, newest=newest
     )
     wait_for(url, request.wait, report)
     project = Project(request.config, url, revisions, report)
     before = project.current()
-    result.start = result.at = _shown(before)
+    result.start = result.at = before
     check_known(revisions, before)
     if request.command == "status":
         _report_pending(revisions, before, report)
         return
     result.target = destination(request, revisions, before)
     if _is_at(result.target, before):
-        report.event("migration.nothing_to_do", f"Nothing to do: the schema is at {result.at or 'base'}.", at=result.at)
+        at = shown(before)
+        report.event("migration.nothing_to_do", f"Nothing to do: the schema is at {at or 'base'}.", at=at)
         return
     try:
         project.migrate(request.command, result.target)
@@ -169,7 +171,7 @@ def destination(request: Request, revisions: Sequence[Revision], current: Collec
     if request.revision and request.revision.startswith("-"):
         return _steps_back(int(request.revision[1:]), revisions, current)
     target = _named(request, revisions)
-    been, at = lineage(revisions, current), _shown(current) or "base"
+    been, at = lineage(revisions, current), shown(current) or "base"
     if request.command == "upgrade" and target in been and target not in current:
         raise _wrong_use("AlreadyBeyond", f"The schema is at {at}, beyond {target}.", "To go back, use downgrade.")
     if request.command == "downgrade" and target not in been:
@@ -192,9 +194,28 @@ def failure(error: BaseException, revision: str | None = None, files: Iterable[s
     if from_database:
         return from_database
     kind = type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, KeyboardInterrupt):
+        return RunError(
+            "The run was interrupted.",
+            exit_code=ExitCode.INTERRUPTED,
+            kind="Interrupted",
+            revision=revision,
+            hint="Run it again to go on.",
+        )
+    # Between an import and what it imports stands Python's own machinery, which says nothing.
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not re.search(r"<frozen importlib|\bimportlib/__init__\.py$", frame.filename)
+    ]
     frame = next((frame for frame in reversed(frames) if Path(frame.filename).name in files), frames[-1])
     message = f"{kind} was raised in {Path(frame.filename).name}, line {frame.lineno}."
+    match error:
+        case SyntaxError(filename=str(file), lineno=int(line)) if file.endswith(".py"):
+            message = f"{Path(file).name}, line {line} is not valid Python."
+        case ModuleNotFoundError(name=str(module)):
+            importer = Path(frames[-1].filename).name
+            message = f"{importer}, line {frames[-1].lineno} imports {module}, but there is no such module."
     alembics = isinstance(error, CommandError) and Path(frames[-1].filename).is_relative_to(
         Path(alembic.__file__).parent
     )
@@ -213,7 +234,7 @@ class Project:
         config: the project's ``alembic.ini``.
         url: the database.
         revisions: the project's, newest first.
-        report: gets a line per migration, and per line that the team's code prints or logs.
+        report: gets a line per migration.
     """
 
     def __init__(self, config: Path, url: URL, revisions: Sequence[Revision], report: Report) -> None:
@@ -223,7 +244,6 @@ class Project:
         self._messages = {one.revision: one.message for one in revisions}
         self._files = {"env.py", *(one.path.name for one in revisions)}
         self._report = report
-        self._output = Output(report, url.password)
         self._running: str | None = None
         self.finished: list[str] = []
 
@@ -265,16 +285,14 @@ class Project:
 
     @contextmanager
     def _environment(self) -> Iterator[None]:
-        """Where the team's code runs: it can't write to our output, and what it raises becomes a RunError."""
+        """Where the team's code runs: what it raises becomes a RunError."""
         event.listen(Engine, "do_connect", _name_session)
         try:
-            with redirect_stdout(self._output), redirect_stderr(self._output):
-                yield
-        except (Exception, SystemExit) as error:
+            yield
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise failure(error, self._running, self._files) from None
         finally:
             event.remove(Engine, "do_connect", _name_session)
-            self._output.end_line()
 
     def _watched(self, steps: Steps) -> Steps:
         """The same steps; Alembic comes back for the next one after it has committed the last."""
@@ -321,7 +339,7 @@ def _look_again(
 ) -> Collection[str]:
     """Read from the database where the schema is now, and what has brought it there."""
     after = project.current()
-    result.at = _shown(after)
+    result.at = after
     old, new = lineage(revisions, before), lineage(revisions, after)
     up = [one.revision for one in reversed(revisions) if one.revision in new - old]
     down = [one.revision for one in revisions if one.revision in old - new]
@@ -366,17 +384,13 @@ def _named(request: Request, revisions: Sequence[Revision]) -> str:
 def _stands_in(file: str, text: str) -> bool:
     try:
         constants = ast.walk(ast.parse(Path(file).read_bytes()))
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return False
     return text != "" and any(isinstance(node, ast.Constant) and node.value == text for node in constants)
 
 
 def _is_at(target: str | None, current: Collection[str]) -> bool:
     return target in current if target else not current
-
-
-def _shown(current: Collection[str]) -> str | None:
-    return ", ".join(sorted(current)) or None
 
 
 def _wrong_use(kind: str, message: str, hint: str | None = None) -> RunError:

@@ -187,6 +187,14 @@ def content(text: str) -> Callable[[Project], None]:
     return write
 
 
+def folder(project: Project) -> None:
+    (project.path / "migrations/versions/odd.py").mkdir()
+
+
+def link(to: str) -> Callable[[Project], None]:
+    return lambda project: (project.path / "migrations/versions/odd.py").symlink_to(to)
+
+
 @pytest.mark.parametrize(
     ("break_it", "sentences"),
     [
@@ -201,7 +209,13 @@ def content(text: str) -> Callable[[Project], None]:
         (content("print('a helper')\n"), ["odd.py does not set revision"]),
         (content("revision = 'x'\n\ndef (\n"), ["odd.py, line 3 is not valid Python."]),
         (content("revision = 'x'\0"), ["odd.py is not valid Python."]),
+        (content(f"revision = 'x'\nx = {'1+' * 100_000}1\n"), ["odd.py is nested too deeply"]),
+        (content(f"revision = 'x'\nx = {'-' * 100_000}1\n"), ["odd.py is nested too deeply"]),
+        (folder, ["odd.py can't be read: Is a directory."]),
+        (link("nowhere.py"), ["odd.py can't be read: No such file or directory."]),
+        (link("odd.py"), ["odd.py can't be read: Too many levels of symbolic links."]),
         (content("revision = new_id()\ndown_revision = None\n"), ["revision in", "odd.py is computed"]),
+        (content("revision = {[]: 1}\ndown_revision = None\n"), ["revision in", "odd.py is computed"]),
         (content("revision = 5\ndown_revision = None\n"), ["revision in", "odd.py must be a string"]),
         (content("revision = None\ndown_revision = None\n"), ["odd.py must be one id, as a string."]),
         (content("revision = 'x'\ndown_revision = {'aaaa': 1}\n"), ["down_revision in", "must be a string"]),

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from migration_runner.__main__ import main
+from migration_runner.report import ExitCode
 from migration_runner.runner import failure
 from tests.conftest import Database
 from tests.migration_runner.conftest import BARE_ENVIRONMENT, ROOT, Project, migrate, run
@@ -171,6 +172,50 @@ def test_of_an_exceptions_text_only_what_its_author_wrote_is_shown(project: Proj
     assert (told.exit_code, told.kind, told.revision, told.message) == (1, "ValueError", "aaaa", message)
 
 
+@pytest.mark.parametrize(
+    ("env", "more", "kind", "message"),
+    [
+        ("def (:", "", "SyntaxError", "env.py, line 1 is not valid Python."),
+        ("  import models", "", "IndentationError", "env.py, line 1 is not valid Python."),
+        ("import models", "\ndef (:", "SyntaxError", "models.py, line 2 is not valid Python."),
+        (
+            "import nosuch.part",
+            "",
+            "ModuleNotFoundError",
+            "env.py, line 1 imports nosuch, but there is no such module.",
+        ),
+        (
+            "import models",
+            "\n\nimport nosuch",
+            "ModuleNotFoundError",
+            "models.py, line 3 imports nosuch, but there is no such module.",
+        ),
+        ("import models", "\n1 / 0", "ZeroDivisionError", "ZeroDivisionError was raised in env.py, line 1."),
+    ],
+)
+def test_code_that_can_not_be_imported_is_named(
+    database: Database, project: Project, env: str, more: str, kind: str, message: str
+) -> None:
+    project.write("aaaa", None)
+    (project.path / "migrations" / "env.py").write_text(env)
+    (project.path / "models.py").write_text(more)
+    failed = migrate(database, "upgrade", project=project.path)
+    assert (failed.exit_code, failed.error["kind"], failed.error["message"]) == (1, kind, message)
+
+
+def test_a_revision_that_python_can_not_compile_is_named(database: Database, project: Project) -> None:
+    path = project.write("aaaa", None)
+    path.write_text(path.read_text() + "\nreturn")
+    failed = migrate(database, "upgrade", project=project.path)
+    assert failed.error["message"] == "aaaa_step.py, line 16 is not valid Python."
+
+
+def test_a_module_that_is_imported_by_its_name_is_named(database: Database, project: Project) -> None:
+    project.write("aaaa", None, "import importlib; importlib.import_module('nosuch')")
+    failed = migrate(database, "upgrade", project=project.path)
+    assert failed.error["message"] == "aaaa_step.py, line 10 imports nosuch, but there is no such module."
+
+
 def test_an_env_py_that_migrates_nothing_is_no_success(database: Database, project: Project) -> None:
     project.write("aaaa", None)
     env = project.path / "migrations" / "env.py"
@@ -286,6 +331,13 @@ def test_a_wrong_command_line_ends_with_2(arguments: list[str], capsys: pytest.C
     assert "python -m migration_runner" in capsys.readouterr().err
 
 
+def test_help_tells_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out.partition("exit codes:")[2].splitlines()
+    assert [int(line.split()[0]) for line in told if line] == list(ExitCode)
+
+
 @pytest.mark.parametrize("command", ["upgrade", "status", "downgrade"])
 def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -294,21 +346,34 @@ def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str])
     assert f"example: python -m migration_runner {command}" in capsys.readouterr().out
 
 
-def test_on_a_terminal_a_person_reads_sentences(database: Database) -> None:
+def on_a_terminal(*arguments: str, url: str) -> tuple[int, str]:
+    """The exit code of a run, and what a person sees of it."""
     ours, theirs = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-m", "migration_runner", "upgrade"],
+        [sys.executable, "-m", "migration_runner", *arguments],
         cwd=ROOT,
-        env=BARE_ENVIRONMENT | {"DATABASE_URL": database.url},
+        env=BARE_ENVIRONMENT | {"DATABASE_URL": url},
         stdout=theirs,
         timeout=60,
         check=False,
     )
     os.close(theirs)
     with os.fdopen(ours, "rb", buffering=0) as terminal:
-        shown = terminal.read(65536).decode()
-    assert done.returncode == 0
+        return done.returncode, terminal.read(65536).decode()
+
+
+def test_on_a_terminal_a_person_reads_sentences(database: Database) -> None:
+    exit_code, shown = on_a_terminal("upgrade", url=database.url)
+    assert exit_code == 0
     assert f"{RENAME} rename name to sku: done in" in shown
     assert f"The schema is at {RENAME}." in shown
     assert "\033[32m" in shown
     assert "{" not in shown
+
+
+def test_on_a_terminal_it_is_told_where_the_schema_is_only_when_it_was_seen(database: Database) -> None:
+    assert "The schema is at no revision." in on_a_terminal("status", url=database.url)[1]
+    exit_code, shown = on_a_terminal("upgrade", "--wait", "0", url="postgresql://nobody@127.0.0.1:1/x")
+    assert exit_code == 3
+    assert "The database can't be reached" in shown
+    assert "The schema" not in shown
