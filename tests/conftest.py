@@ -14,12 +14,16 @@ import psycopg2
 import psycopg2.extensions
 import pytest
 
+from local_aws.machine import CLONE
 from local_aws.postgres import HOST, Postgres
 
 # Read when aws_cdk is imported: the Node of this environment, and no rule engine (seconds in each process).
 os.environ.setdefault("JSII_NODE", str(Path(sys.executable).parent / "node"))
 os.environ.setdefault("JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION", "true")
 os.environ.setdefault("CDK_VALIDATION", "false")
+# The library keeps a cache in the home folder; here it stays in the clone. pip needs the real one: its settings, cache.
+os.environ.setdefault("HOME_OF_USER", os.environ["HOME"])
+os.environ["HOME"] = str(CLONE / ".local" / "home")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pytest
 from local_aws import release
 from local_aws.machine import CLONE
 
+HOME = os.environ["HOME_OF_USER"]
 pytestmark = pytest.mark.xdist_group("wheel")
 
 
@@ -24,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     release.copy(folder / "source")
     for part in ("pyproject.toml", "README.md", "LICENSE"):
         (folder / "source" / part).write_bytes((CLONE / part).read_bytes())
-    run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(folder / "source"))
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(folder / "source"), HOME=HOME)
     (made,) = folder.glob("*.whl")
     return made
 
@@ -61,7 +62,17 @@ def test_the_example_of_the_readme_is_synthesized_from_the_installed_wheel(
 ) -> None:
     run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
     python = str(tmp_path / "venv" / "bin" / "python")
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", constraints, f"{wheel}[cdk]")
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        constraints,
+        f"{wheel}[cdk]",
+        HOME=HOME,
+    )
     installed = run(python, "-m", "pip", "list", "--format=freeze").lower()
     assert "alembic" not in installed
     assert "sqlalchemy" not in installed
@@ -82,6 +93,16 @@ def test_the_example_of_the_readme_is_synthesized_from_the_installed_wheel(
 def test_the_runner_of_the_wheel_needs_no_cdk(wheel: Path, constraints: str, tmp_path: Path) -> None:
     run(sys.executable, "-m", "venv", str(tmp_path / "venv"))
     python = str(tmp_path / "venv" / "bin" / "python")
-    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", constraints, f"{wheel}[runner]")
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        constraints,
+        f"{wheel}[runner]",
+        HOME=HOME,
+    )
     assert "aws-cdk" not in run(python, "-m", "pip", "list", "--format=freeze")
     assert "upgrade" in run(python, "-P", "-m", "migration_runner", "--help", cwd=tmp_path)
