@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ os.environ.setdefault("CDK_VALIDATION", "false")
 # The library keeps a cache in the home folder; here it stays in the clone. pip needs the real one: its settings, cache.
 os.environ.setdefault("HOME_OF_USER", os.environ["HOME"])
 os.environ["HOME"] = str(CLONE / ".local" / "home")
+
+# A shell that starts pytest in the background lets it ignore Ctrl-C, and so would every process that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
