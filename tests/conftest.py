@@ -96,5 +96,5 @@ def database(postgres: Postgres) -> Iterator[Database]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The groups that deploy or install go first: at the end they would keep one worker waiting for the other."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
+    """The files that deploy or install go first: at the end they would keep one worker waiting for the other."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)

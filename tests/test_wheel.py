@@ -16,7 +16,7 @@ from local_aws import release
 from local_aws.machine import CLONE
 
 HOME = os.environ["HOME_OF_USER"]
-pytestmark = pytest.mark.xdist_group("wheel")
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")

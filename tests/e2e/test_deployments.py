@@ -16,7 +16,7 @@ import pytest
 from local_aws import application, release
 from local_aws.machine import LocalAws
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 MIGRATION = "Custom::DatabaseMigration"
 SERVICE = "AWS::ECS::Service"

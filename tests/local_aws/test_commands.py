@@ -19,7 +19,7 @@ import pytest
 
 from local_aws.machine import CLONE, LocalAws
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("commands")]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
