@@ -12,7 +12,7 @@ from local_aws import application, release
 from local_aws.machine import LocalAws, LocalAwsError
 
 # Of all that the CDK CLI prints, the lines that this story is about; the rest is in the log that is named.
-TOLD = re.compile(r"Custom::DatabaseMigration|AWS::ECS::Service |DevStack .*AWS::CloudFormation::Stack|✅|❌|^  ")
+TOLD = re.compile(r"Custom::DatabaseMigration|AWS::ECS::Service |DevStack .*AWS::CloudFormation::Stack|✅|❌|^  \S")
 MIGRATION = "Custom::DatabaseMigration"
 SERVICE = "AWS::ECS::Service"
 
