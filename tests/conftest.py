@@ -23,7 +23,7 @@ os.environ.setdefault("JSII_NODE", str(Path(sys.executable).parent / "node"))
 os.environ.setdefault("JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION", "true")
 os.environ.setdefault("CDK_VALIDATION", "false")
 # The library keeps a cache in the home folder; here it stays in the clone. pip needs the real one: its settings, cache.
-os.environ.setdefault("HOME_OF_USER", os.environ["HOME"])
+os.environ.setdefault("HOME_OF_USER", str(Path.home()))
 os.environ["HOME"] = str(CLONE / ".local" / "home")
 
 # A shell that starts pytest in the background lets it ignore Ctrl-C, and so would every process that a test interrupts.
