@@ -35,6 +35,7 @@ class Aws:
     ssm: Any
     cloudformation: Any
     lambda_client: Any
+    sns: Any
     put: Callable[[str, bytes], None] = cfn_response.put
     now: Callable[[], float] = time.time
     sleep: Callable[[float], None] = time.sleep
@@ -44,7 +45,7 @@ class Aws:
         """The real one: the function's own region and role."""
         # One attempt, for call() makes the others: no try takes longer than 15 seconds.
         config = Config(connect_timeout=5, read_timeout=10, retries={"total_max_attempts": 1})
-        names = ("ecs", "logs", "ssm", "cloudformation", "lambda")
+        names = ("ecs", "logs", "ssm", "cloudformation", "lambda", "sns")
         return cls(*(boto3.client(name, config=config) for name in names))
 
     def call(

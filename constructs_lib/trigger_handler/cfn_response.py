@@ -21,11 +21,16 @@ class NotDeliveredError(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """What CloudFormation is told: ``SUCCESS`` or ``FAILED``, why, and the resource's attributes."""
+    """What CloudFormation is told: ``SUCCESS`` or ``FAILED``, why, and the resource's attributes.
+
+    Attributes:
+        alarming: whether people must be told, also of a success; of a failure they always must.
+    """
 
     status: str
     reason: str
     attributes: Mapping[str, str]
+    alarming: bool = False
 
 
 def body(event: Mapping[str, Any], resource_id: str, answer: Answer) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aws import CALL_ERRORS, Aws, passes
 from decision import Request
-from outcome import has_succeeded, result_line
+from outcome import has_succeeded, last_words, result_line
 
 LOGGER = logging.getLogger(__name__)
 STOPPED = "STOPPED"
@@ -18,6 +18,8 @@ MISSING_PATIENCE = 120.0
 # A container gets 120 seconds to end; CloudFormation stops listening 180 seconds after the deadline.
 STOP_PATIENCE = 150.0
 LOG_TRIES = 3
+# The result is the last line; a run that was killed has told at each revision where it began.
+LOG_LINES = 1000
 LOG_PATIENCE = 15.0
 
 Task = dict[str, Any]
@@ -34,29 +36,29 @@ class Tasks:
         self.aws = aws
         self.request = request
 
-    def start(self) -> Task:
+    def start(self, deadline: float) -> Task:
         """Start the task, or adopt the one that an earlier delivery of the same event has started.
+
+        Args:
+            deadline: when the task must have ended, in seconds since the epoch.
 
         Raises:
             NotStartedError: ECS has had no room for it for five minutes, or ten tasks of this event have failed.
         """
-        give_up = self.aws.now() + min(START_PATIENCE, self.request.timeout)
+        give_up = min(self.aws.now() + START_PATIENCE, deadline)
         pause = 5.0
         while True:
-            for task in self._unfinished():
-                ours = task["taskDefinitionArn"] == self.request.task_definition
-                if ours and task["desiredStatus"] != STOPPED:
+            for task in self.unfinished():
+                if self.runs(task):
                     return task
-                self._stop_and_wait(task, "a newer migration replaces this one")
+                self.stop(task, "a newer migration replaces this one")
             answer = self._run_or_adopt()
             if answer["tasks"]:
                 started: Task = answer["tasks"][0]
                 return started
             if self.aws.now() >= give_up:
                 reason = answer["failures"][0]["reason"] if answer["failures"] else "no reason was given"
-                raise NotStartedError(
-                    f"ECS did not start the migration's task: {reason}. Nothing has changed. Deploy again."
-                )
+                raise NotStartedError(f"ECS did not start the migration's task: {reason}. Nothing has changed.")
             self.aws.sleep(pause)
             pause = min(2 * pause, 30.0)
 
@@ -101,12 +103,20 @@ class Tasks:
                 return None
             self.aws.sleep(1 if now - began < 120 else 2)
 
-    def stop_all(self, reason: str) -> list[Task]:
-        """Stop what still runs and wait for it; the tasks as ECS described them last."""
-        return [self._stop_and_wait(task, reason) for task in self._unfinished()]
+    def stop(self, task: Task, reason: str) -> Task:
+        """Stop the task and wait for it; the task as ECS described it last."""
+        return self.watch(task["taskArn"], self.aws.now(), reason, time_is_up=lambda: False) or task
+
+    def runs(self, task: Task) -> bool:
+        """Whether the task does, and goes on to do, what the request asks for."""
+        overrides = task.get("overrides", {}).get("containerOverrides", [])
+        commands = [one.get("command", []) for one in overrides if one.get("name") == self.request.container]
+        same = task["taskDefinitionArn"] == self.request.task_definition
+        return same and (commands or [[]]) == [list(self.request.command)] and task["desiredStatus"] != STOPPED
 
     def result(self, task: Task) -> dict[str, Any] | None:
-        """The runner's result line from the end of the task's log; None when there is none, or it can't be read."""
+        """The runner's last words at the end of the task's log; None when there are none, or they can't be read."""
+        messages: list[str] = []
         for attempt in range(LOG_TRIES):
             try:
                 events = self.aws.call(
@@ -115,7 +125,7 @@ class Tasks:
                     logGroupName=self.request.log_group,
                     logStreamName=self.request.log_stream(task["taskArn"]),
                     startFromHead=False,
-                    limit=50,
+                    limit=LOG_LINES,
                 )["events"]
             except self.aws.logs.exceptions.ResourceNotFoundException:
                 events = []
@@ -123,14 +133,15 @@ class Tasks:
                 # The container's exit code has decided already: only the details are missing.
                 LOGGER.exception("the task's log can't be read")
                 return None
-            for event in reversed(events):
-                if found := result_line(event["message"]):
-                    return found
+            messages = [event["message"] for event in events]
+            if any(map(result_line, messages)):
+                break
             if attempt < LOG_TRIES - 1:
                 self.aws.sleep(0.5)
-        return None
+        return last_words(messages)
 
-    def _unfinished(self) -> list[Task]:
+    def unfinished(self) -> list[Task]:
+        """The tasks that still run, also those that are told to stop; none when the cluster is gone."""
         # startedBy must be the only filter, and then finds what is meant to run, whatever the family's name was. A task
         # that is told to stop is listed as STOPPED while it still runs.
         own_id = self.request.resource_id
@@ -152,9 +163,6 @@ class Tasks:
                 return
             position = {"nextToken": page["nextToken"]}
 
-    def _stop_and_wait(self, task: Task, reason: str) -> Task:
-        return self.watch(task["taskArn"], self.aws.now(), reason, time_is_up=lambda: False) or task
-
     def _run_or_adopt(self) -> dict[str, Any]:
         # CloudFormation may use a request's id again for a new deployment: an old failure is no answer.
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -164,7 +172,7 @@ class Tasks:
                 return answer
         raise NotStartedError(
             f"CloudFormation has sent the same request {MAX_ATTEMPTS} times, and each time the migration's task has "
-            f"failed. Look into {self.request.log_group} for the reason, then deploy again."
+            f"failed. The reason is in {self.request.log_group}."
         )
 
     def _run(self, attempt: int) -> dict[str, Any]:
@@ -174,12 +182,14 @@ class Tasks:
             "securityGroups": list(request.security_groups),
             "assignPublicIp": request.assign_public_ip,
         }
+        command = {"name": request.container, "command": list(request.command)}
         try:
             return self._patiently(
                 self.aws.ecs.run_task,
                 taskDefinition=request.task_definition,
                 launchType="FARGATE",
                 networkConfiguration={"awsvpcConfiguration": network},
+                overrides={"containerOverrides": [command] if request.command else []},
                 startedBy=request.resource_id,
                 clientToken=request.client_token(attempt),
             )

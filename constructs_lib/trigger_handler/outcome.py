@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cfn_response import MAX_REASON, ascii_line
-from decision import UNKNOWN, Request, task_id
+from decision import UNKNOWN, Record, Request, stack_name, task_id
 
 # First match wins; a pattern is looked for in the reasons that ECS gives for the task and for its container.
 # https://docs.aws.amazon.com/AmazonECS/latest/developerguide/stopped-task-error-codes.html
@@ -64,11 +64,19 @@ EXIT_CODES = {
         "It is safe to deploy again.",
     ),
     4: ("Another migration has held the lock for too long: {error}", "Deploy again when it has finished."),
-    5: ("The database is ahead of this image: {error}", "Deploy a release that has the database's revision."),
+    5: (
+        "The database is ahead of this image: {error}{or_proceed}",
+        "Deploy a release that has the database's revision.",
+    ),
     6: ("The database refused the credentials: {error}", "Check the user and the password in the secret."),
     137: ("The migration was killed, perhaps out of memory: memory_limit_mib is {memory}. {schema}", ""),
     143: ("The migration was told to stop. {schema}", ""),
 }
+# What a log group's name may add, at 512 characters, must leave room for the sentence and the way out.
+MAX_LINK = 400
+MIN_SENTENCE = 200
+OR_PROCEED = ' on_database_ahead="proceed" would let this release pass.'
+AHEAD = 5
 OTHER_EXIT_CODE = ("The migration's container exited with code {exit_code}: {error} {schema}", "")
 
 
@@ -77,27 +85,66 @@ class Outcome:
     """What has become of the migration.
 
     Attributes:
-        succeeded: whether the schema is at the target.
+        succeeded: whether the schema is where the request wants it, or may pass all the same.
         untouched: whether the schema is known to be as it was.
-        reason: one or two sentences, ASCII, at most 1,000 characters.
+        sentence: one or two sentences for a person.
+        where: where to read on; empty after a success.
         before: the revision before the run, "-" when unknown.
         after: the revision after the run, "-" when unknown.
     """
 
     succeeded: bool
     untouched: bool
-    reason: str
+    sentence: str
+    where: str
     before: str
     after: str
+
+    @property
+    def reason(self) -> str:
+        """All of it, in ASCII, at most 1,000 characters."""
+        return _joined(self.sentence, self.where)
+
+    def added_to(self, deployment: Record, fingerprint: str) -> Record:
+        """What is known of the deployment after this.
+
+        Args:
+            deployment: what was known before.
+            fingerprint: of the migrations that the schema has after a success.
+        """
+        if self.untouched and not self.succeeded:
+            return deployment
+        # The first of several tasks has found the schema as it was.
+        before = self.before if deployment.before == UNKNOWN else deployment.before
+        return replace(
+            deployment, fingerprint=fingerprint if self.succeeded else UNKNOWN, before=before, after=self.after
+        )
+
+
+def stuck(downgrade: Request, sentence: str, where: str = "") -> str:
+    """Why the schema could not be taken back, and the two commands of which either brings the stack back.
+
+    https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/using-cfn-updating-stacks-continueupdaterollback.html
+    """
+    command = f"aws cloudformation continue-update-rollback --stack-name {stack_name(downgrade.stack_id)}"
+    way_out = f"To try again: {command}. To keep the schema: {command} --resources-to-skip {downgrade.logical_id}."
+    return _joined(f"The schema could not be taken back to {downgrade.target}: {sentence}", where, way_out)
+
+
+def kept(downgrade: Request, deployment: Record) -> str:
+    """Why a rollback keeps a schema that it was asked to take back."""
+    seen = "its revision is unknown" if deployment.after == UNKNOWN else f"it was last seen at {deployment.after}"
+    return (
+        f"The stack rolls back, but the schema is kept: {seen}, and it is not known that this deployment has brought "
+        f"it there from {downgrade.target}, which the older release expects. To take it back, run in the newer image: "
+        f"{' '.join(downgrade.command)}."
+    )
 
 
 def result_line(message: str) -> dict[str, Any] | None:
     """The runner's result in a line of the task's log; None for any other line, also for one of the wrong shape."""
-    try:
-        line = json.loads(message)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(line, dict) or line.get("event") != "migration.result":
+    line = _event(message, "migration.result")
+    if line is None:
         return None
     applied, error = line.get("applied"), line.get("error")
     if not isinstance(applied, list | None) or not isinstance(error, dict | None):
@@ -107,10 +154,27 @@ def result_line(message: str) -> dict[str, Any] | None:
     return line if all(isinstance(text, str | None) for text in texts) else None
 
 
+def last_words(messages: Sequence[str]) -> dict[str, Any] | None:
+    """What the runner has told about its run: its result, or of one that was killed where it began; None for nothing.
+
+    Args:
+        messages: the lines of the task's log, or their end.
+    """
+    for message in reversed(messages):
+        if result := result_line(message):
+            return result
+    for message in reversed(messages):
+        started = _event(message, "migration.revision_started")
+        if started and isinstance(started.get("from"), str):
+            return {"from": started["from"]}
+    return None
+
+
 def has_succeeded(task: Mapping[str, Any], request: Request) -> bool:
-    """Whether the task has stopped because the migration's container exited with 0, whatever its sidecars did."""
+    """Whether the task has stopped because the migration's container exited as it should, whatever its sidecars did."""
     exited = task["lastStatus"] == "STOPPED" and task.get("stopCode") == "EssentialContainerExited"
-    return exited and _container(task, request).get("exitCode") == 0
+    passing = (0, AHEAD) if request.on_database_ahead == "proceed" else (0,)
+    return exited and _container(task, request).get("exitCode") in passing
 
 
 def judge(task: Mapping[str, Any], result: Mapping[str, Any] | None, request: Request) -> Outcome:
@@ -118,21 +182,21 @@ def judge(task: Mapping[str, Any], result: Mapping[str, Any] | None, request: Re
 
     Args:
         task: as ECS described it last.
-        result: the runner's result line; None when there is none.
+        result: the runner's last words; None when there are none.
         request: what the task was started for.
     """
     said = result or {}
     container = _container(task, request)
     before, after = (str(said.get(name) or UNKNOWN) for name in ("from", "at"))
     if has_succeeded(task, request):
-        after = request.target if after == UNKNOWN else after
-        reason = f"The schema is at {after}."
-        return Outcome(succeeded=True, untouched=before == after, reason=reason, before=before, after=after)
+        ahead = container["exitCode"] == AHEAD
+        after = request.target if after == UNKNOWN and not ahead else after
+        sentence = f"The schema is at {after}{', ahead of this release, which may pass' if ahead else ''}."
+        return Outcome(True, before == after, sentence, "", before, after)
     never_ran = task["lastStatus"] == "STOPPED" and container.get("exitCode") is None and "startedAt" not in task
     where = f"Task {task_id(task['taskArn'])}." if never_ran else _where(task, request)
-    sentence = ascii_line(_cause(task, container, said, request), MAX_REASON - len(where) - 1)
     untouched = never_ran or (bool(said) and before == after and not said.get("applied"))
-    return Outcome(succeeded=False, untouched=untouched, reason=f"{sentence} {where}", before=before, after=after)
+    return Outcome(False, untouched, _cause(task, container, said, request), where, before, after)
 
 
 def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[str, Any], request: Request) -> str:
@@ -142,6 +206,7 @@ def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[
     facts = {
         "error": _error(error),
         "memory": request.memory_limit_mib,
+        "or_proceed": "" if request.command else OR_PROCEED,
         "revision": error.get("revision") or request.target,
         "schema": _schema(said),
         "stopped_reason": stopped_reason,
@@ -159,6 +224,14 @@ def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[
     what, advice = EXIT_CODES.get(exit_code, OTHER_EXIT_CODE)
     hint = _sentence(error["hint"]) if error.get("hint") else advice
     return f"{what.format_map({**facts, 'exit_code': exit_code})} {hint}"
+
+
+def _event(message: str, name: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) and line.get("event") == name else None
 
 
 def _error(error: Mapping[str, Any]) -> str:
@@ -183,10 +256,16 @@ def _sentence(text: object) -> str:
     return stripped if stripped.endswith((".", "!", "?")) else f"{stripped}."
 
 
+def _joined(sentence: str, *ends: str) -> str:
+    """Only the sentence is cut, never what comes after it, however long a message is."""
+    end = "".join(f" {text}" for text in ends if text)
+    return ascii_line(sentence, max(MAX_REASON - len(end), MIN_SENTENCE)) + end
+
+
 def _where(task: Mapping[str, Any], request: Request) -> str:
     text = f"Log: {request.log_group}, task {task_id(task['taskArn'])}."
     link = _console_link(request, request.log_stream(task["taskArn"]))
-    return f"{text} {link}" if link else text
+    return f"{text} {link}" if len(link) <= MAX_LINK else text
 
 
 def _console_link(request: Request, stream: str) -> str:

@@ -168,8 +168,8 @@ def test_a_tool_that_says_nothing_has_reached_the_target_when_it_exits_with_zero
         (
             exited(5),
             said("DatabaseAhead", "it is at 50"),
-            "The database is ahead of this image: DatabaseAhead: it is at 50. Deploy a release that has the "
-            "database's revision. Log:",
+            'The database is ahead of this image: DatabaseAhead: it is at 50. on_database_ahead="proceed" would let '
+            "this release pass. Deploy a release that has the database's revision. Log:",
         ),
         (
             exited(6),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import boto3
@@ -72,6 +72,7 @@ class Run:
     stop_code: str = "EssentialContainerExited"
     stopped_reason: str = "Essential container in task exited"
     said: Mapping[str, Any] | str | None = field(default_factory=lambda: SUCCEEDED)
+    said_when_stopped: Mapping[str, Any] | None = None
     seconds_to_stop: float = 2
     sidecars: Sequence[Mapping[str, Any]] = ()
 
@@ -96,9 +97,12 @@ class World:
     invocations: list[dict[str, Any]] = field(default_factory=list)
     invocation_ends: float = 0
     undeliverable: int = 0
+    messages: list[dict[str, Any]] = field(default_factory=list)
 
-    def request(self, kind: str, request_id: str = "request-1", **properties: Any) -> dict[str, Any]:
-        """An event of CloudFormation."""
+    def request(
+        self, kind: str, request_id: str = "request-1", old: Mapping[str, Any] | None = None, **properties: Any
+    ) -> dict[str, Any]:
+        """An event of CloudFormation; ``old`` and ``properties`` are what differs from PROPERTIES."""
         event = {
             "RequestType": kind,
             "StackId": STACK,
@@ -108,14 +112,18 @@ class World:
             "LogicalResourceId": "Migration8F2B1C3D",
             "ResourceProperties": {**PROPERTIES, **properties},
         }
+        if kind == "Update":
+            event["OldResourceProperties"] = {**PROPERTIES, **(old or {})}
         if kind != "Create":
             event["PhysicalResourceId"] = resource_id(STACK, "Migration8F2B1C3D")
         return event
 
-    def deliver(self, kind: str, request_id: str = "request-1", **properties: Any) -> dict[str, Any]:
+    def deliver(
+        self, kind: str, request_id: str = "request-1", old: Mapping[str, Any] | None = None, **properties: Any
+    ) -> dict[str, Any]:
         """Send a request, let the function and its continuations run, and return CloudFormation's only answer."""
         before = len(self.answers)
-        self.invoke(self.request(kind, request_id, **properties))
+        self.invoke(self.request(kind, request_id, old, **properties))
         mine = [answer for answer in self.answers[before:] if answer["RequestId"] == request_id]
         assert len(mine) == 1
         return mine[0]
@@ -143,6 +151,7 @@ class World:
             ssm=self._client("ssm", GetParameter=self._get, PutParameter=self._put),
             cloudformation=self._client("cloudformation", DescribeStacks=self._stack),
             lambda_client=self._client("lambda", Invoke=self._hand_on),
+            sns=self._client("sns", Publish=self._publish),
             put=self._answer,
             now=lambda: self.clock,
             sleep=self.sleep,
@@ -188,7 +197,15 @@ class World:
 
         return SimpleNamespace(exceptions=real.exceptions, **{methods[name]: call(name) for name in operations})
 
-    def _run(self, *, startedBy: str, clientToken: str, taskDefinition: str, **_: Any) -> dict[str, Any]:  # noqa: N803
+    def _run(
+        self,
+        *,
+        startedBy: str,  # noqa: N803
+        clientToken: str,  # noqa: N803
+        taskDefinition: str,  # noqa: N803
+        overrides: Mapping[str, Any] = MappingProxyType({}),
+        **_: Any,
+    ) -> dict[str, Any]:
         if self.no_room:
             self.no_room -= 1
             return {"tasks": [], "failures": [{"reason": "RESOURCE:ENI"}]}
@@ -196,7 +213,13 @@ class World:
         if arn is None:
             arn = f"arn:aws:ecs:us-west-2:111122223333:task/dev-inventory-cluster/{len(self.tasks) + 1:032x}"
             self.tokens[clientToken] = arn
-            created = {"taskArn": arn, "taskDefinitionArn": taskDefinition, "startedBy": startedBy}
+            commands = overrides.get("containerOverrides") or [{"name": "migration"}]
+            created = {
+                "taskArn": arn,
+                "taskDefinitionArn": taskDefinition,
+                "startedBy": startedBy,
+                "overrides": {"containerOverrides": commands},
+            }
             self.tasks[arn] = (self.runs.pop(0), {**created, "createdAt": datetime.fromtimestamp(self.clock, UTC)})
         return {"tasks": [self._describe(arn)], "failures": []}
 
@@ -224,7 +247,7 @@ class World:
         run, task = self.tasks[arn]
         ends = task["createdAt"].timestamp() + run.seconds
         stops = task.get("stop_asked", float("inf")) + run.seconds_to_stop
-        known = {name: task[name] for name in ("taskArn", "taskDefinitionArn", "startedBy", "createdAt")}
+        known = {name: task[name] for name in ("taskArn", "taskDefinitionArn", "startedBy", "createdAt", "overrides")}
         known["desiredStatus"] = "STOPPED" if "stop_asked" in task or self.clock >= ends else "RUNNING"
         if self.clock < min(ends, stops):
             return {**known, "lastStatus": "RUNNING", "containers": [{"name": "migration"}]}
@@ -247,7 +270,8 @@ class World:
         prefix, container, task_id = logStreamName.split("/")
         assert (prefix, container) == ("migration", "migration")
         assert not startFromHead
-        said = next(run.said for arn, (run, _) in self.tasks.items() if arn.endswith(task_id))
+        run, task = next(known for arn, known in self.tasks.items() if arn.endswith(task_id))
+        said = run.said_when_stopped if "stop_asked" in task and run.said_when_stopped else run.said
         if said is None:
             raise fault("ResourceNotFoundException", service="logs")
         if self.silent_reads:
@@ -268,6 +292,10 @@ class World:
     def _put(self, *, Value: str, Overwrite: bool, **_: Any) -> dict[str, Any]:  # noqa: N803
         assert Overwrite
         self.recorded = Value
+        return {}
+
+    def _publish(self, **message: Any) -> dict[str, Any]:
+        self.messages.append(message)
         return {}
 
     def _stack(self, **_: Any) -> dict[str, Any]:

@@ -1,0 +1,51 @@
+"""What operators get to know: a metric in the function's log, and a message to a topic when something has failed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from aws import Aws
+from cfn_response import Answer, ascii_line
+from decision import UNKNOWN, stack_name
+
+LOGGER = logging.getLogger(__name__)
+NAMESPACE = "DatabaseMigration"
+PUBLISH_PATIENCE = 15.0
+MAX_SUBJECT = 100
+
+
+def give(aws: Aws, event: Mapping[str, Any], answer: Answer) -> None:
+    """Tell operators of an answer, as far as that can be done: CloudFormation has it already."""
+    failed = answer.alarming or answer.status == "FAILED"
+    sys.stdout.write(f"{json.dumps(_metrics(event, answer, aws.now(), failed))}\n")
+    topic = event.get("ResourceProperties", {}).get("FailureTopic")
+    if not (failed and topic):
+        return
+    what = "failed" if answer.status == "FAILED" else "needs attention"
+    subject = ascii_line(f"{stack_name(event['StackId'])}: the database migration {what}", MAX_SUBJECT)
+    try:
+        aws.call(aws.sns.publish, patience=PUBLISH_PATIENCE, TopicArn=topic, Subject=subject, Message=answer.reason)
+    except Exception:
+        LOGGER.exception("the topic could not be told")
+
+
+def _metrics(event: Mapping[str, Any], answer: Answer, now: float, failed: bool) -> dict[str, Any]:
+    """One line in CloudWatch's embedded metric format, so that metrics cost neither a call nor a permission.
+
+    https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
+    """
+    values: dict[str, float] = {"Failures": int(failed)}
+    units = {"Failures": "Count", "Duration": "Seconds"}
+    if (seconds := answer.attributes.get("Duration", UNKNOWN)) != UNKNOWN:
+        values["Duration"] = float(seconds)
+    dimensions = {"Stack": stack_name(event["StackId"]), "Migration": event["LogicalResourceId"]}
+    directive = {
+        "Namespace": NAMESPACE,
+        "Dimensions": [list(dimensions)],
+        "Metrics": [{"Name": name, "Unit": units[name]} for name in values],
+    }
+    return {"_aws": {"Timestamp": round(now * 1000), "CloudWatchMetrics": [directive]}, **dimensions, **values}
