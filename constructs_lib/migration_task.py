@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import cast
+from enum import Enum
+from typing import Literal, cast
 
 import jsii
 from aws_cdk import Aspects, CfnResource, CustomResource, Duration, IAspect, RemovalPolicy, Stack
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_secretsmanager as secretsmanager
+from aws_cdk import aws_sns as sns
 from constructs import Construct, IConstruct
 
 from constructs_lib.alembic_migrations import AlembicMigrations
@@ -54,13 +57,26 @@ RUNS_CODE = (
 )
 
 
+class OnRollback(Enum):
+    """What happens to the schema when the stack rolls back after its migration.
+
+    Attributes:
+        KEEP: it stays: every migration is one that the release before can live with.
+        DOWNGRADE: the ``downgrade()`` of what this deployment has applied is run. It can lose data: what the new
+            release has written into columns and tables that a downgrade drops is gone.
+    """
+
+    KEEP = "KEEP"
+    DOWNGRADE = "DOWNGRADE"
+
+
 @jsii.implements(ec2.IConnectable, iam.IGrantable)
 class MigrationTask(Construct):
     """Migrates a database with a one-off Fargate task, and holds back what must wait until it has succeeded.
 
     A deployment that changes no migration starts no task. One whose migration fails fails with the reason, and
-    rolls back before anything that ``execute_before`` names has been touched. The schema itself is never rolled
-    back, and never touched when the stack is deleted.
+    rolls back before anything that ``execute_before`` names has been touched. The schema itself is rolled back only
+    when ``on_rollback`` says so, and never touched when the stack is deleted.
 
     What is agreed with the container: it runs to completion, and exit code 0 means migrated. One migration adds 14
     resources at most, each numbered here and in MigrationTrigger with its reason.
@@ -91,6 +107,14 @@ class MigrationTask(Construct):
             folder has in the image, otherwise root's.
             https://docs.aws.amazon.com/AmazonECS/latest/developerguide/bind-mounts.html
         timeout: how long the task may run, from 1 to 55 minutes, 30 by default; then it is stopped. No token.
+        on_rollback: OnRollback.KEEP by default. OnRollback.DOWNGRADE is for Alembic with the default ``command``. The
+            release that rolls back decides: its image has the files. It undoes only what its own deployment has
+            applied, and keeps anything else, with an alarm. It counts from the second deployment on: before that,
+            CloudFormation has put back a trigger that knows nothing of it.
+        on_database_ahead: ``"fail"`` by default: a release that is older than the schema is not deployed.
+            ``"proceed"`` lets it pass, for migrations that it can live with. For Alembic only.
+        failure_topic: gets a message when a migration has failed, or a rollback has kept what it should have undone.
+            See also ``metric_failures``.
         family: of the task definition. Default: generated.
         execution_role: which ECS uses to pull the image and read the secret; it gets these permissions. Default:
             one of its own.
@@ -102,7 +126,8 @@ class MigrationTask(Construct):
 
     Raises:
         ValueError: the timeout is out of bounds, two parameters exclude each other, the command is one text, the
-            environment sets a variable that another parameter is for, or no subnet is selected.
+            environment sets a variable that another parameter is for, no subnet is selected, or something is asked for
+            that only Alembic can do.
     """
 
     def __init__(
@@ -127,6 +152,9 @@ class MigrationTask(Construct):
         runtime_platform: ecs.RuntimePlatform | None = None,
         readonly_root_filesystem: bool = True,
         timeout: Duration | None = None,
+        on_rollback: OnRollback = OnRollback.KEEP,
+        on_database_ahead: Literal["fail", "proceed"] = "fail",
+        failure_topic: sns.ITopic | None = None,
         family: str | None = None,
         execution_role: iam.IRole | None = None,
         log_group: logs.ILogGroup | None = None,
@@ -158,6 +186,14 @@ class MigrationTask(Construct):
                 f"timeout is {timeout.to_seconds() / 60:g} minutes, but must be from 1 to 55 minutes: CloudFormation "
                 "waits for an hour."
             )
+        if on_rollback is OnRollback.DOWNGRADE and (command or not migrations):
+            raise ValueError(
+                "on_rollback=DOWNGRADE runs `python -m migration_runner downgrade`: give migrations, and no command."
+            )
+        if on_database_ahead not in ("fail", "proceed"):
+            raise ValueError(f"on_database_ahead is {on_database_ahead!r}, but must be 'fail' or 'proceed'.")
+        if on_database_ahead == "proceed" and not migrations:
+            raise ValueError("on_database_ahead='proceed' needs migrations: another tool's version has no order.")
         command = list(command or ["python", "-m", "migration_runner", "upgrade"])
         target = migrations.target if migrations else str(version)
 
@@ -221,6 +257,8 @@ class MigrationTask(Construct):
             service_timeout=service_timeout,
             log_retention=log_retention,
         )
+        if failure_topic:
+            failure_topic.grant_publish(trigger.function)
         facts = [migrations.fingerprint if migrations else version, command, force]
         fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         # 14: the migration itself, as CloudFormation sees it.
@@ -246,6 +284,9 @@ class MigrationTask(Construct):
                 "MemoryLimitMiB": memory_limit_mib,
                 "Timeout": timeout.to_seconds(),
                 "RecordParameter": trigger.record.parameter_name,
+                "OnRollback": on_rollback.value,
+                "OnDatabaseAhead": on_database_ahead,
+                **({"FailureTopic": failure_topic.topic_arn} if failure_topic else {}),
             },
         )
         # What a task needs and CloudFormation can't see: it knows the task definition, not that a task will run.
@@ -287,6 +328,32 @@ class MigrationTask(Construct):
     def duration(self) -> str:
         """How long the migration took, in seconds; "-" when no task was started."""
         return self._resource.get_att_string("Duration")
+
+    def metric_failures(self, period: Duration | None = None) -> cloudwatch.Metric:
+        """How many deployments a migration has failed, and how many rollbacks have kept what they should have undone.
+
+        Args:
+            period: over which they are added up; five minutes by default.
+        """
+        return self._metric("Failures", "Sum", period)
+
+    def metric_duration(self, period: Duration | None = None) -> cloudwatch.Metric:
+        """How long migrations that succeeded took, in seconds: the longest.
+
+        Args:
+            period: in which; five minutes by default.
+        """
+        return self._metric("Duration", "Maximum", period)
+
+    def _metric(self, name: str, statistic: str, period: Duration | None) -> cloudwatch.Metric:
+        resource = cast(CfnResource, self._resource.node.default_child)
+        return cloudwatch.Metric(
+            namespace="DatabaseMigration",
+            metric_name=name,
+            dimensions_map={"Stack": Stack.of(self).stack_name, "Migration": resource.logical_id},
+            statistic=statistic,
+            period=period,
+        )
 
     def execute_before(self, *scopes: Construct) -> None:
         """Let what is given be created and updated only after the migration has succeeded.

@@ -298,10 +298,12 @@ class Project:
         """The same steps; Alembic comes back for the next one after it has committed the last."""
 
         def watched(heads: tuple[str, ...], context: MigrationContext) -> Iterator[RevisionStep]:
+            # Told with each revision, for who is killed has no last word.
+            start = {"from": shown(heads)}
             for step in steps(heads, context):
                 revision = self._running = str(step.info.up_revision_id)
                 title = f"{revision} {self._messages[revision]}"
-                self._report.event("migration.revision_started", f"{title} ...", revision=revision)
+                self._report.event("migration.revision_started", f"{title} ...", revision=revision, **start)
                 started = time.monotonic()
                 yield step
                 took = milliseconds_since(started)

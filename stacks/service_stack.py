@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import aws_cdk as cdk
+from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_ecs as ecs
@@ -63,6 +64,15 @@ class ServiceStack(cdk.Stack):
                 role_name=f"{stage.environment}-migration-task-execution-role",
                 assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com"),
             ),
+            on_rollback=stage.on_rollback,
+        )
+        self.migration.metric_failures().create_alarm(
+            self,
+            "MigrationFailed",
+            alarm_description=f"The database migration of {self.stack_name} has failed, or needs attention.",
+            threshold=1,
+            evaluation_periods=1,
+            treat_missing_data=cloudwatch.TreatMissingData.NOT_BREACHING,
         )
 
         task_definition = ecs.FargateTaskDefinition(
@@ -114,6 +124,11 @@ class ServiceStack(cdk.Stack):
             assign_public_ip=False,
         )
         self.migration.execute_before(self.service)
+
+        cdk.CfnOutput(self, "SchemaRevisionBefore", value=self.migration.revision_before)
+        cdk.CfnOutput(self, "SchemaRevisionAfter", value=self.migration.revision_after)
+        cdk.CfnOutput(self, "MigrationTaskArn", value=self.migration.task_arn)
+        cdk.CfnOutput(self, "MigrationSeconds", value=self.migration.duration)
 
     def _log_group(self, construct_id: str, component: str, stage: Stage) -> logs.LogGroup:
         return logs.LogGroup(

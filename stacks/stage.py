@@ -8,6 +8,8 @@ import aws_cdk as cdk
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_logs as logs
 
+from constructs_lib import OnRollback
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -20,6 +22,7 @@ class Stage:
         backup_retention: how long RDS keeps automatic backups.
         log_retention: how long the log groups keep their events.
         desired_count: how many tasks of the service run.
+        on_rollback: what happens to the schema when a deployment rolls back.
         removal_policy: what happens to the data and the logs when the stage is destroyed.
     """
 
@@ -29,6 +32,7 @@ class Stage:
     backup_retention: cdk.Duration
     log_retention: logs.RetentionDays
     desired_count: int
+    on_rollback: OnRollback
     removal_policy: cdk.RemovalPolicy
 
     @property
@@ -47,6 +51,8 @@ STAGES = {
             backup_retention=cdk.Duration.days(1),
             log_retention=logs.RetentionDays.ONE_MONTH,
             desired_count=1,
+            # A rename is a plain one: the older release must find its column again.
+            on_rollback=OnRollback.DOWNGRADE,
             removal_policy=cdk.RemovalPolicy.DESTROY,
         ),
     ]

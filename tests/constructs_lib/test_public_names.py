@@ -16,7 +16,7 @@ sys.exit(", ".join(ours - {"migration_runner", "migration_runner.revisions"}) or
 
 
 def test_other_teams_get_these_names_and_only_these() -> None:
-    assert constructs_lib.__all__ == ["AlembicMigrations", "MigrationTask"]
+    assert constructs_lib.__all__ == ["AlembicMigrations", "MigrationTask", "OnRollback"]
     assert all(getattr(constructs_lib, name).__doc__ for name in constructs_lib.__all__)
 
 

@@ -641,3 +641,33 @@ def test_what_the_runner_says_reaches_the_person_who_deploys() -> None:
         "Log: /ecs/dev/migration-task, task 00000000000000000000000000000001. "
         "https://us-west-2.console.aws.amazon.com/cloudwatch/home?region=us-west-2#logsV2:log-groups/"
     )
+
+
+AHEAD = {
+    "event": "migration.result",
+    "from": "50871d03964d",
+    "at": "50871d03964d",
+    "applied": [],
+    "error": {"kind": "DatabaseAhead", "message": "The database is at 50871d03964d.", "hint": None},
+}
+
+
+def test_a_release_older_than_the_schema_fails_and_the_way_out_is_in_the_sentence() -> None:  # P8
+    answer = World([Run(exit_code=5, said=AHEAD)]).deliver("Update", OnDatabaseAhead="fail")
+    assert answer["Status"] == "FAILED"
+    assert 'on_database_ahead="proceed" would let this release pass.' in answer["Reason"]
+
+
+def test_a_release_older_than_the_schema_may_be_let_pass() -> None:  # P8
+    world = World([Run(exit_code=5, said=AHEAD), Run(exit_code=5, said=AHEAD)])
+    answer = world.deliver("Update", "first", OnDatabaseAhead="proceed")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Reason"] == "The schema is at 50871d03964d, ahead of this release, which may pass."
+    assert (answer["Data"]["RevisionBefore"], answer["Data"]["RevisionAfter"]) == ("50871d03964d", "50871d03964d")
+    world.deliver("Update", "second", OnDatabaseAhead="proceed")
+    assert len(world.tasks) == 1
+
+
+def test_to_proceed_forgives_nothing_but_a_database_that_is_ahead() -> None:
+    world = World([Run(exit_code=1, said=FAILED)])
+    assert world.deliver("Update", OnDatabaseAhead="proceed")["Status"] == "FAILED"
