@@ -207,7 +207,7 @@ def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[
         "error": _error(error),
         "memory": request.memory_limit_mib,
         "or_proceed": "" if request.command else OR_PROCEED,
-        "revision": error.get("revision") or request.target,
+        "revision": error.get("revision") or (f"back to {request.target}" if request.command else request.target),
         "schema": _schema(said),
         "stopped_reason": stopped_reason,
     }
@@ -257,9 +257,10 @@ def _sentence(text: object) -> str:
 
 
 def _joined(sentence: str, *ends: str) -> str:
-    """Only the sentence is cut, never what comes after it, however long a message is."""
-    end = "".join(f" {text}" for text in ends if text)
-    return ascii_line(sentence, max(MAX_REASON - len(end), MIN_SENTENCE)) + end
+    """Only the sentence is cut, however long a message is; of the ends the first give way, however long names are."""
+    while len(end := "".join(f" {text}" for text in ends if text)) > MAX_REASON - MIN_SENTENCE:
+        ends = ends[1:]
+    return ascii_line(sentence, MAX_REASON - len(end)) + end
 
 
 def _where(task: Mapping[str, Any], request: Request) -> str:

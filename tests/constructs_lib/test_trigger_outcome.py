@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from decision import Request
+from decision import Record, Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outcome import judge, result_line
+from outcome import MAX_REASON, judge, kept, last_words, result_line, stuck
 
-from tests.constructs_lib.world import FAILED, SUCCEEDED, World
+from tests.constructs_lib.world import FAILED, STACK, SUCCEEDED, World
 
 ARN = "arn:aws:ecs:us-west-2:111122223333:task/dev-inventory-cluster/4f1c8d2e9a7b4c6d8e0f1a2b3c4d5e6f"
 REQUEST = Request.parse(World().request("Update"))
@@ -386,3 +387,70 @@ def test_a_result_line_of_the_wrong_shape_is_none(fields: dict[str, Any]) -> Non
 @pytest.mark.parametrize("message", ["", "bye", "7", "[]", "null", '{"event": "bye"}', "[" * 100_000, '{"":' * 100_000])
 def test_any_other_line_is_no_result_line(message: str) -> None:
     assert result_line(message) is None
+
+
+def test_the_last_words_are_the_newest_result() -> None:
+    lines = [json.dumps({**FAILED, "at": "old"}), json.dumps(FAILED), "not JSON"]
+    assert last_words(lines) == FAILED
+
+
+@pytest.mark.parametrize("start", [None, 7, ["4a"]])
+def test_a_killed_run_that_does_not_say_where_it_began_has_no_last_words(start: Any) -> None:
+    assert last_words([json.dumps({"event": "migration.revision_started", "from": start})]) is None
+
+
+def test_a_killed_run_has_told_where_it_began() -> None:
+    line = json.dumps({"event": "migration.revision_started", "revision": "4b", "from": "4a"})
+    assert last_words(["noise", line, "noise"]) == {"from": "4a"}
+    killed = judge(exited(137), last_words([line]), REQUEST)
+    assert (killed.before, killed.after, killed.untouched) == ("4a", "-", False)
+    assert "Where the schema is now is unknown" in killed.reason
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "on_database_ahead", "succeeds"),
+    [(5, "proceed", True), (5, "fail", False), (0, "proceed", True), (1, "proceed", False), (6, "proceed", False)],
+)
+def test_only_a_database_that_is_ahead_may_be_let_pass(exit_code: int, on_database_ahead: str, succeeds: bool) -> None:
+    request = replace(REQUEST, on_database_ahead=on_database_ahead)
+    assert judge(exited(exit_code), None, request).succeeded is succeeds
+
+
+def test_where_a_database_is_that_is_ahead_stays_unknown_when_the_runner_does_not_tell() -> None:
+    outcome = judge(exited(5), None, replace(REQUEST, on_database_ahead="proceed"))
+    assert (outcome.before, outcome.after) == ("-", "-")
+
+
+DOWNGRADE = replace(
+    REQUEST, target="48871d03964b", command=("python", "-m", "migration_runner", "downgrade", "48871d03964b")
+)
+
+
+def test_a_downgrade_is_not_told_to_let_the_release_pass() -> None:
+    assert "proceed" not in judge(exited(5), said("DatabaseAhead", "it is at 50"), DOWNGRADE).reason
+
+
+@pytest.mark.parametrize(
+    "downgrade",
+    [DOWNGRADE, replace(DOWNGRADE, stack_id=STACK.replace("DevStack", "s" * 128), logical_id="l" * 255)],
+    ids=["usual names", "the longest names"],
+)
+def test_however_long_a_message_and_names_are_both_ways_out_are_in_the_reason(downgrade: Request) -> None:
+    outcome = judge(exited(1), said("Boom", "x" * 5000), downgrade)
+    reason = stuck(downgrade, outcome.sentence, outcome.where)
+    assert reason.startswith("The schema could not be taken back to 48871d03964b: Migration back to 48871d03964b fail")
+    assert f" --resources-to-skip {downgrade.logical_id}." in reason
+    assert len(reason) <= MAX_REASON
+
+
+def test_a_log_link_that_is_too_long_is_left_out() -> None:
+    request = replace(REQUEST, log_group="/" + "g" * 511)
+    reason = judge(exited(1), FAILED, request).reason
+    assert "https://" not in reason
+    assert reason.endswith("task 4f1c8d2e9a7b4c6d8e0f1a2b3c4d5e6f.")
+
+
+def test_what_is_kept_says_where_the_schema_is_and_how_it_is_taken_back() -> None:
+    sentence = kept(DOWNGRADE, Record("new", "-", "50"))
+    assert "it was last seen at 50" in sentence
+    assert sentence.endswith("run in the newer image: python -m migration_runner downgrade 48871d03964b.")

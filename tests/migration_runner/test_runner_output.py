@@ -12,6 +12,7 @@ from dataclasses import replace
 from urllib.parse import quote, quote_plus
 
 import pytest
+from outcome import last_words
 
 from migration_runner.report import Report, Result, redacted
 from tests.conftest import Database
@@ -147,6 +148,19 @@ def test_whatever_way_a_line_is_written_it_becomes_an_event_at_its_place(databas
         "migration.revision",
         "migration.result",
     ]
+
+
+def test_a_run_that_is_killed_has_told_where_it_began(database: Database, project: Project) -> None:
+    # given a schema at aaaa
+    project.write("aaaa", None)
+    assert migrate(database, "upgrade", project=project.path).exit_code == 0
+    # when the second of two more revisions is killed
+    project.write("bbbb", "aaaa", "op.execute('CREATE TABLE t ()')")
+    project.write("cccc", "bbbb", "import os; os.kill(os.getpid(), 9)")
+    killed = migrate(database, "upgrade", project=project.path)
+    # then there is no result, and the trigger reads where it began
+    assert (killed.exit_code, killed.named("migration.result")) == (-signal.SIGKILL, [])
+    assert last_words(killed.output.splitlines()) == {"from": "aaaa"}
 
 
 def test_neither_much_output_nor_a_child_that_lives_on_holds_a_run_up(database: Database, project: Project) -> None:
