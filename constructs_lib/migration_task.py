@@ -297,7 +297,13 @@ class MigrationTask(Construct):
             self.log_group,
             database_secret,
         )
-        Aspects.of(Stack.of(self)).add(cast(IAspect, _FollowNetwork(self._resource, groups)))
+        self._held: list[IConstruct] = []
+        roles = [self.task_definition.task_role, self.task_definition.obtain_execution_role()]
+        whole = Stack.of(self)
+        # A nested stack may use the network of the stack around it.
+        while parent := whole.nested_stack_parent:
+            whole = parent
+        Aspects.of(whole).add(cast(IAspect, _FollowNeeds(self._resource, groups, roles, self._held)))
 
     @property
     def connections(self) -> ec2.Connections:
@@ -371,12 +377,15 @@ class MigrationTask(Construct):
         """
         for scope in scopes:
             self._refuse_own(scope)
+            self._held.append(scope)
             whole = scope if isinstance(scope, Stack) else _main_resource(scope)
+            runs_code = not isinstance(scope, Stack) and any(_runs_code(node) for node in scope.node.find_all())
             if whole:
                 whole.node.add_dependency(self._resource)
-            elif any(_runs_code(node) for node in scope.node.find_all()):
+            # Also beside a main resource: any construct may have called one of its services "Default" or "Resource".
+            if runs_code:
                 Aspects.of(scope).add(cast(IAspect, _HoldBack(self._resource)))
-            else:
+            if not whole and not runs_code:
                 raise ValueError(
                     f"nothing in {scope.node.path!r} runs code, so nothing would wait for the migration: name what "
                     "must wait, once it is there."
@@ -414,32 +423,57 @@ class _HoldBack:
 
 
 @jsii.implements(IAspect)
-class _FollowNetwork:
-    """Lets the migration wait for its routes, its endpoints, and the rules of its security groups.
+class _FollowNeeds:
+    """Lets the migration wait for its routes, its endpoints, the rules of its security groups, and its roles' policies.
 
     CloudFormation would make them at the same time as the task. A rule belongs to whichever construct has allowed the
-    connection, so they can only be found when all of them are there.
+    connection, and a policy to whoever wrote it, so they can only be found when all of them are there.
     """
 
-    def __init__(self, migration: CustomResource, security_groups: Sequence[ec2.ISecurityGroup]) -> None:
+    def __init__(
+        self,
+        migration: CustomResource,
+        security_groups: Sequence[ec2.ISecurityGroup],
+        roles: Sequence[iam.IRole],
+        held: Sequence[IConstruct],
+    ) -> None:
         self._migration = migration
         self._stack = Stack.of(migration)
         self._group_ids = [self._stack.resolve(group.security_group_id) for group in security_groups]
+        self._role_names = [self._stack.resolve(role.role_name) for role in roles]
+        self._held = held
 
     def visit(self, node: IConstruct) -> None:
         """Called for each construct of the stack."""
-        if isinstance(node, ROUTES) or self._is_rule(node):
+        needed = isinstance(node, ROUTES) or self._is_rule(node) or self._is_policy(node)
+        if needed and not self._waits(Stack.of(node)):
             self._migration.node.add_dependency(node)
 
+    def _waits(self, stack: Stack) -> bool:
+        """A nested stack waits as a whole: with what it holds, the migration would wait for itself."""
+        if stack.node.path in [scope.node.path for scope in self._migration.node.scopes]:
+            return False
+        above = [scope.node.path for scope in stack.node.scopes]
+        return any(
+            held.node.path in above or stack.node.path in [scope.node.path for scope in held.node.scopes]
+            for held in self._held
+        )
+
     def _is_rule(self, node: IConstruct) -> bool:
+        """A rule that lets the task out, or into something: nobody connects to the task."""
         match node:
             case ec2.CfnSecurityGroupIngress():
-                ends = [node.group_id, node.source_security_group_id]
+                end = node.source_security_group_id or node.group_id
             case ec2.CfnSecurityGroupEgress():
-                ends = [node.group_id, node.destination_security_group_id]
+                end = node.group_id
             case _:
                 return False
-        return any(self._stack.resolve(end) in self._group_ids for end in ends)
+        return self._stack.resolve(end) in self._group_ids
+
+    def _is_policy(self, node: IConstruct) -> bool:
+        if not isinstance(node, (iam.CfnPolicy, iam.CfnManagedPolicy)):
+            return False
+        return any(role in self._role_names for role in self._stack.resolve(node.roles) or [])
 
 
 def _runs_code(node: IConstruct) -> bool:

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from cfn_response import MAX_REASON
 from decision import Record, Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from outcome import MAX_REASON, judge, kept, last_words, result_line, stuck
+from outcome import judge, kept, last_words, result_line, stuck
 
 from tests.constructs_lib.world import FAILED, STACK, SUCCEEDED, World
 
