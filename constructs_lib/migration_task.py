@@ -186,6 +186,9 @@ class MigrationTask(Construct):
                 f"timeout is {timeout.to_seconds() / 60:g} minutes, but must be from 1 to 55 minutes: CloudFormation "
                 "waits for an hour."
             )
+        if not isinstance(on_rollback, OnRollback):
+            sentence = f"on_rollback is {on_rollback!r}, but must be OnRollback.KEEP or OnRollback.DOWNGRADE."
+            raise ValueError(sentence)  # noqa: TRY004  # as for all that is refused at synth
         if on_rollback is OnRollback.DOWNGRADE and (command or not migrations):
             raise ValueError(
                 "on_rollback=DOWNGRADE runs `python -m migration_runner downgrade`: give migrations, and no command."

@@ -13,12 +13,14 @@ from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_secretsmanager as secretsmanager
+from aws_cdk import aws_sns as sns
 from aws_cdk.assertions import Match, Template
 from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS
 
-from constructs_lib import AlembicMigrations, MigrationTask
+from constructs_lib import AlembicMigrations, MigrationTask, OnRollback
 from tests.constructs_lib.projects import alembic_project
 from tests.constructs_lib.templates import IMAGE, Data, Migrate, migration_of, only, resources
+from tests.constructs_lib.world import Run, World
 
 
 def test_one_migration_adds_fourteen_resources_at_most_and_their_ids_are_stable(data: Data, migrate: Migrate) -> None:
@@ -201,6 +203,74 @@ def test_the_migration_runs_again_when_something_else_would_be_migrated(
     assert fingerprint(environment={"STAGE": "dev"}, cpu=512, memory_limit_mib=1024) == fingerprint()
 
 
+def test_a_rollback_keeps_the_schema_and_a_database_that_is_ahead_fails_unless_told_otherwise(
+    data: Data, migrate: Migrate
+) -> None:
+    migrate()
+    properties = migration_of(data)["Properties"]
+    assert (properties["OnRollback"], properties["OnDatabaseAhead"]) == ("KEEP", "fail")
+
+
+def test_what_a_rollback_does_reaches_the_trigger(data: Data, migrate: Migrate) -> None:
+    migrate(on_rollback=OnRollback.DOWNGRADE, on_database_ahead="proceed")
+    properties = migration_of(data)["Properties"]
+    assert (properties["OnRollback"], properties["OnDatabaseAhead"]) == ("DOWNGRADE", "proceed")
+
+
+def test_what_a_rollback_does_and_who_is_told_runs_no_migration_again(data: Data, migrate: Migrate) -> None:
+    migrate()
+    migrate(
+        construct_id="Other",
+        on_rollback=OnRollback.DOWNGRADE,
+        on_database_ahead="proceed",
+        failure_topic=sns.Topic(data, "Failures"),
+    )
+    both = [one["Properties"] for one in resources(data).values() if one["Type"] == "Custom::DatabaseMigration"]
+    assert both[0]["Fingerprint"] == both[1]["Fingerprint"]
+
+
+def test_a_topic_is_known_to_the_trigger_and_open_to_it(data: Data, migrate: Migrate) -> None:
+    topic = sns.Topic(data, "Failures")
+    migrate(failure_topic=topic)
+    assert migration_of(data)["Properties"]["FailureTopic"] == data.resolve(topic.topic_arn)
+    Template.from_stack(data).has_resource_properties(
+        "AWS::IAM::Policy",
+        {
+            "PolicyDocument": {
+                "Statement": Match.array_with(
+                    [{"Action": "sns:Publish", "Effect": "Allow", "Resource": data.resolve(topic.topic_arn)}]
+                )
+            }
+        },
+    )
+
+
+@pytest.mark.parametrize("name", ["Failures", "Duration"])
+def test_the_metrics_are_those_that_the_trigger_writes(
+    data: Data, migrate: Migrate, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    migration = migrate()
+    metric = {"Failures": migration.metric_failures, "Duration": migration.metric_duration}[name]()
+    metric.create_alarm(data, "Alarm", threshold=1, evaluation_periods=1)
+    found = resources(data)
+    alarm = only(found, "AWS::CloudWatch::Alarm")["Properties"]
+    (logical_id,) = [key for key, one in found.items() if one["Type"] == "Custom::DatabaseMigration"]
+    # given the event that CloudFormation sends for this resource of this stack
+    world = World([Run()])
+    event = world.request("Update")
+    stack = f"arn:aws:cloudformation:us-west-2:111122223333:stack/{data.stack_name}/4f1c"
+    world.invoke({**event, "StackId": stack, "LogicalResourceId": logical_id})
+    # when the trigger has answered, then the alarm's metric is the one in its log
+    line = json.loads(capsys.readouterr().out)
+    (directive,) = line["_aws"]["CloudWatchMetrics"]
+    assert directive["Namespace"] == alarm["Namespace"]
+    assert name in [one["Name"] for one in directive["Metrics"]]
+    assert alarm["MetricName"] == name
+    assert {one["Name"]: one["Value"] for one in alarm["Dimensions"]} == {
+        key: line[key] for key in directive["Dimensions"][0]
+    }
+
+
 def test_any_tool_can_migrate(data: Data, migrate: Migrate) -> None:
     migrate(migrations=None, command=["flyway", "migrate"], version="V7")
     assert migration_of(data)["Properties"]["Target"] == "V7"
@@ -235,6 +305,23 @@ def test_outputs_can_tell_what_the_deployment_did(data: Data, migrate: Migrate) 
         (
             {"command": "python -m x"},
             r"command is the text 'python -m x', but must be a list, such as \['python', '-m', 'x'\]\.",
+        ),
+        (
+            {"on_rollback": OnRollback.DOWNGRADE, "command": ["python", "-m", "migration_runner", "upgrade"]},
+            "on_rollback=DOWNGRADE runs `python -m migration_runner downgrade`: give migrations, and no command.",
+        ),
+        (
+            {"on_rollback": OnRollback.DOWNGRADE, "migrations": None, "command": ["flyway"], "version": "V7"},
+            "on_rollback=DOWNGRADE runs `python -m migration_runner downgrade`: give migrations, and no command.",
+        ),
+        (
+            {"on_rollback": "DOWNGRADE"},
+            "on_rollback is 'DOWNGRADE', but must be OnRollback.KEEP or OnRollback.DOWNGRADE.",
+        ),
+        ({"on_database_ahead": "pass"}, "on_database_ahead is 'pass', but must be 'fail' or 'proceed'."),
+        (
+            {"on_database_ahead": "proceed", "migrations": None, "command": ["flyway"], "version": "V7"},
+            "on_database_ahead='proceed' needs migrations",
         ),
         ({"vpc_subnets": ec2.SubnetSelection(subnets=[])}, "vpc_subnets selects no subnet of 'Data/Vpc': name subnets"),
         (
