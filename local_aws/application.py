@@ -32,13 +32,13 @@ def service_url(aws: LocalAws) -> str:
     return f"http://{HOST}:{service(aws)['port']}"
 
 
-def migration_tasks(aws: LocalAws) -> list[dict[str, Any]]:
-    """Every migration task that was ever started here, as ECS describes it, the oldest first."""
+def migration_tasks(aws: LocalAws, family: str = MIGRATION_FAMILY) -> list[dict[str, Any]]:
+    """Every task of the migration that was ever started here, as ECS describes it, the oldest first."""
     ecs = aws.client("ecs")
     arns = [
         arn
         for status in ("RUNNING", "STOPPED")
-        for arn in ecs.list_tasks(cluster=CLUSTER, family=MIGRATION_FAMILY, desiredStatus=status)["taskArns"]
+        for arn in ecs.list_tasks(cluster=CLUSTER, family=family, desiredStatus=status)["taskArns"]
     ]
     tasks: list[dict[str, Any]] = ecs.describe_tasks(cluster=CLUSTER, tasks=arns)["tasks"] if arns else []
     return sorted(tasks, key=lambda task: task["createdAt"])
@@ -61,7 +61,13 @@ def columns(aws: LocalAws, table: str) -> list[str]:
     return _column(aws, f"{query} ORDER BY attnum", table)
 
 
-def _column(aws: LocalAws, query: str, *parameters: str) -> list[str]:
-    with closing(aws.postgres.connect("inventory")) as connection, connection.cursor() as cursor:
+def statements(aws: LocalAws) -> list[str]:
+    """The statement that each session of the application's database is in, or is in a transaction after."""
+    query = "SELECT query FROM pg_stat_activity WHERE datname = %s AND backend_type = 'client backend'"
+    return _column(aws, f"{query} AND state <> 'idle'", "inventory", database="postgres")
+
+
+def _column(aws: LocalAws, query: str, *parameters: str, database: str = "inventory") -> list[str]:
+    with closing(aws.postgres.connect(database)) as connection, connection.cursor() as cursor:
         cursor.execute(query, parameters)
         return [row[0] for row in cursor.fetchall()]

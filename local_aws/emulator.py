@@ -5,23 +5,28 @@ Each function below closes one gap of the pinned version and says which. Started
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import functools
 import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent import futures
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ministack.services import ec2, ecr, ecs, rds
-from ministack.services.cloudformation import provisioners, stacks
+from ministack.services import cloudformation, ec2, ecr, ecs, rds
+from ministack.services.cloudformation import custom_resource, provisioners, stacks
 
 from local_aws import images
 from local_aws.engine import Engine
 from local_aws.postgres import Postgres
 
 ROLLOUT_TIMEOUT = 300.0
+# What ministack puts before the reason of everything that goes wrong before a container runs.
+NOT_STARTED = "ResourceInitializationError: unable to pull image or start container: "
 
 Handler = Callable[..., tuple[str, dict[str, str]]]
 
@@ -59,6 +64,17 @@ def keep_runtime_platform() -> None:
 def keep_milliseconds() -> None:
     """The times of a task lose what is below a second."""
     ecs._ts_to_epoch = lambda value: datetime.fromisoformat(value).timestamp() if isinstance(value, str) else value
+
+
+def say_why_a_task_did_not_start() -> None:
+    """Whatever keeps a container from starting is reported as a failed initialization; ECS names an error for each."""
+    original = ecs._fail_task_start
+
+    @functools.wraps(original)
+    def fail(task: dict[str, Any], docker_client: Engine, reason: str) -> None:
+        original(task, docker_client, reason.removeprefix(NOT_STARTED) if f"{NOT_STARTED}Cannot" in reason else reason)
+
+    ecs._fail_task_start = fail
 
 
 def wait_for_rollouts() -> None:
@@ -100,6 +116,61 @@ def _wait_for_rollout(service_key: str) -> None:
             'Resource handler returned message: "Error occurred during operation '
             "'ECS Deployment Circuit Breaker was triggered'.\" (HandlerErrorCode: GeneralServiceException)"
         )
+
+
+def interrupt_custom_resources() -> None:
+    """An update is cancelled, and a stack that is being created is deleted, only once its custom resource has answered.
+
+    CloudFormation does not wait for that answer: while the first request goes on, the resource gets the Update of the
+    rollback, or a Delete with an id that CloudFormation has made up.
+    """
+    original = custom_resource.invoke_custom_resource
+
+    @functools.wraps(original)
+    def invoke(
+        request: str, logical_id: str, props: dict[str, Any], stack_name: str, stack_id: str, kind: str, **kwargs: Any
+    ) -> Any:
+        stack = cloudformation._stacks[stack_name]
+        running = futures.ThreadPoolExecutor(max_workers=1).submit(
+            contextvars.copy_context().run,
+            functools.partial(original, request, logical_id, props, stack_name, stack_id, kind, **kwargs),
+        )
+        while not futures.wait([running], timeout=0.1).done:
+            if request == "Update" and stack.pop("_cancel_requested", False):
+                raise RuntimeError("Resource update cancelled")
+            if request == "Create" and stack["StackStatus"] == "DELETE_IN_PROGRESS":
+                made_up = {"PhysicalResourceId": f"{stack_name}-{logical_id}", "ResourceType": kind}
+                stack["_resources"][logical_id] = {**made_up, "Properties": props}
+                raise RuntimeError("Resource creation cancelled")
+        return running.result()
+
+    custom_resource.invoke_custom_resource = invoke
+
+    roll_back = stacks._roll_back_operation
+
+    @functools.wraps(roll_back)
+    async def roll_back_unless_deleted(
+        stack_name: str, stack_id: str, stack: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        if stack["StackStatus"] == "DELETE_IN_PROGRESS":
+            stack["StackStatus"] = "CREATE_FAILED"
+        else:
+            await roll_back(stack_name, stack_id, stack, *args, **kwargs)
+
+    stacks._roll_back_operation = roll_back_unless_deleted
+
+    delete = cloudformation.handlers._delete_stack_async
+
+    @functools.wraps(delete)
+    async def interrupt_and_delete(stack_name: str, *args: Any, **kwargs: Any) -> None:
+        stack = cloudformation._stacks[stack_name]
+        if stack["StackStatus"] == "CREATE_IN_PROGRESS":
+            stack["StackStatus"] = "DELETE_IN_PROGRESS"
+            while stack["StackStatus"] == "DELETE_IN_PROGRESS":
+                await asyncio.sleep(0.1)
+        await delete(stack_name, *args, **kwargs)
+
+    cloudformation.handlers._delete_stack_async = interrupt_and_delete
 
 
 def database_instances_are_real(postgres: Postgres) -> None:
@@ -178,7 +249,9 @@ def main() -> None:
     keep_container_secrets_and_health_checks()
     keep_runtime_platform()
     keep_milliseconds()
+    say_why_a_task_did_not_start()
     wait_for_rollouts()
+    interrupt_custom_resources()
     database_instances_are_real(postgres)
     know_security_group_rules()
     describe_only_images_that_exist()

@@ -22,6 +22,10 @@ from local_aws import images, record
 from local_aws.postgres import HOST, free_port
 
 
+class StartError(RuntimeError):
+    """The container could not be started; the message is in ECS's words."""
+
+
 class Container:
     """One process of its own group, with its output in a file."""
 
@@ -33,15 +37,20 @@ class Container:
         self.output = folder / f"{self.id[:12]}.log"
         self.record = folder / f"{self.id[:12]}.json"
         with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                command,
-                cwd=image.folder,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    command,
+                    cwd=image.folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            except FileNotFoundError:
+                raise StartError(
+                    f'CannotStartContainerError: exec: "{command[0]}": executable file not found in $PATH'
+                ) from None
 
     @property
     def status(self) -> str:

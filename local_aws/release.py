@@ -46,6 +46,94 @@ def downgrade() -> None:
     op.alter_column("parent_items", "label", new_column_name="name")
 '''
 
+SLEEPING = '''"""note on parents
+
+Revision ID: 50871d03964e
+Revises: 48871d03964b
+"""
+
+import time
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "50871d03964e"
+down_revision = "48871d03964b"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("parent_items", sa.Column("note", sa.Text()))
+    time.sleep(100)
+
+
+def downgrade() -> None:
+    op.drop_column("parent_items", "note")
+'''
+
+ADDING = '''"""colour of parents
+
+Revision ID: 51871d03964f
+Revises: 49871d03964c
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "51871d03964f"
+down_revision = "49871d03964c"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("parent_items", sa.Column("colour", sa.Text()))
+
+
+def downgrade() -> None:
+    op.drop_column("parent_items", "colour")
+'''
+
+REPORTS_STACK = '''"""A stack beside the service's, on the same database; its migration waits for the service's own."""
+
+import aws_cdk as cdk
+from aws_cdk import aws_ecr_assets as ecr_assets
+from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_ssm as ssm
+from constructs import Construct
+
+from constructs_lib import MigrationTask
+from stacks.data_stack import DataStack
+from stacks.service_stack import ROOT
+
+RENAMED = "49871d03964c"
+SEEN = f"python -m migration_runner status | grep -q 'at.:.{RENAMED}'"
+WAIT = f"for try in $(seq 100); do {SEEN} && exit 0; sleep 0.2; done; exit 1"
+
+
+class ReportsStack(cdk.Stack):
+    """A migration, and a parameter that waits for it."""
+
+    def __init__(self, scope: Construct, construct_id: str, *, data: DataStack) -> None:
+        super().__init__(scope, construct_id)
+        migration = MigrationTask(
+            self,
+            "Migration",
+            family="dev-reports-migration",
+            cluster=data.cluster,
+            image=ecs.ContainerImage.from_asset(
+                str(ROOT), platform=ecr_assets.Platform.LINUX_AMD64, ignore_mode=cdk.IgnoreMode.DOCKER
+            ),
+            command=["sh", "-c", WAIT],
+            version=RENAMED,
+            database_secret=data.database_secret,
+            security_groups=[data.database_clients],
+            log_group_name="/ecs/dev/reports-migration",
+        )
+        migration.execute_before(ssm.StringParameter(self, "Ready", string_value="yes"))
+'''
+
 
 def copy(app: Path) -> None:
     """Make ``app`` this release."""
@@ -72,7 +160,77 @@ def add_failing_migration(app: Path) -> None:
     (app / "migrations" / "versions" / "50871d03964d_rename_name_to_label.py").write_text(FAILING)
 
 
+def add_sleeping_migration(app: Path) -> None:
+    """Add a revision to the release before the rename: it adds a column, then has much else to do."""
+    (app / "migrations" / "versions" / "50871d03964e_note_on_parents.py").write_text(SLEEPING)
+
+
+def migrate_with_missing_image(app: Path) -> None:
+    """Take the migration's image, and no other, from where there is none."""
+    missing = 'image=ecs.ContainerImage.from_registry("registry.example/inventory:gone"),'
+    _replace(app / "stacks" / "service_stack.py", "image=image,\n            migrations=", f"{missing}migrations=")
+
+
+def migrate_with_missing_command(app: Path) -> None:
+    """Give the migration a command that its image does not have."""
+    _override(app, "task_definition", "ContainerDefinitions.0.Command", '["migrate-inventory"]')
+
+
+def shorten_timeout(app: Path) -> None:
+    """Give the migration six seconds, in the template alone: the construct grants a minute at least."""
+    _override(app, 'node.find_child("Resource")', "Timeout", "6")
+
+
+def add_reports_stack(app: Path) -> None:
+    """Add ReportsStack on the same data stack: its migration, of another tool, ends after that of DevStack."""
+    (app / "stacks" / "reports_stack.py").write_text(REPORTS_STACK)
+    _replace(app / "app.py", "from stacks.stage", "from stacks.reports_stack import ReportsStack\nfrom stacks.stage")
+    _replace(app / "app.py", "    app.synth()", '    ReportsStack(app, "ReportsStack", data=data)\n    app.synth()')
+
+
+def break_service(app: Path) -> None:
+    """Let the service's container end as soon as it starts."""
+    (app / "inventory_service" / "__main__.py").write_text("raise SystemExit('this release can not start')\n")
+
+
+def break_downgrade(app: Path) -> None:
+    """Let the rename be undone only when there is a table ``way_back``."""
+    first = 'op.alter_column("parent_items", "sku", new_column_name="name")'
+    _replace(app / "migrations" / "versions" / RENAME, first, f'op.execute("DROP TABLE way_back")\n    {first}')
+
+
+def keep_schema(app: Path) -> None:
+    """Let a rollback keep the schema."""
+    _replace(app / "stacks" / "stage.py", "on_rollback=OnRollback.DOWNGRADE", "on_rollback=OnRollback.KEEP")
+
+
+def add_column(app: Path) -> None:
+    """Add a revision that the release before can live with."""
+    (app / "migrations" / "versions" / "51871d03964f_colour_of_parents.py").write_text(ADDING)
+
+
+def proceed_when_database_is_ahead(app: Path) -> None:
+    """Let a release pass that is older than the schema."""
+    argument = "on_rollback=stage.on_rollback,"
+    _replace(app / "stacks" / "service_stack.py", argument, f'{argument} on_database_ahead="proceed",')
+
+
 def change_code_only(app: Path) -> None:
     """Change the service's image and nothing that the schema knows of."""
     module = app / "inventory_service" / "__init__.py"
     module.write_text(module.read_text() + "\n# A release that changes code only.\n")
+
+
+def _override(app: Path, part: str, name: str, value: str) -> None:
+    """Give a part of the migration a property in the template that the construct would not give it."""
+    last = "self.migration.execute_before(self.service)"
+    override = f'self.migration.{part}.node.default_child.add_property_override("{name}", {value})'
+    _replace(app / "stacks" / "service_stack.py", last, f"{last}\n        {override}")
+
+
+def _replace(module: Path, old: str, new: str) -> None:
+    """Replace what the module has exactly once: a release that silently stays as it was would test nothing."""
+    text = module.read_text()
+    if text.count(old) != 1:
+        raise ValueError(f"{module.name} has {text.count(old)} times {old!r}, but must have it once.")
+    module.write_text(text.replace(old, new))

@@ -4,91 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from local_aws import application, release
-from local_aws.machine import LocalAws
+from tests.e2e.world import MIGRATION, SERVICE, Deployment, World
 
 pytestmark = pytest.mark.e2e
-
-MIGRATION = "Custom::DatabaseMigration"
-SERVICE = "AWS::ECS::Service"
-
-
-@dataclass(frozen=True)
-class Deployment:
-    """What was seen of one ``cdk deploy``."""
-
-    exit_code: int
-    output: str
-    events: list[dict[str, Any]]
-    tasks_started: int
-    service_pids: list[int]
-    revision: str
-    stack_status: str | None
-
-    def at(self, kind: str, status: str) -> datetime:
-        """When the last event of this kind and status happened."""
-        times: list[datetime] = [
-            event["Timestamp"]
-            for event in self.events
-            if event["ResourceType"] == kind and event["ResourceStatus"] == status
-        ]
-        return max(times)
-
-
-class World:
-    """A local AWS, the application that is deployed to it, and what is looked at after a deployment."""
-
-    def __init__(self, folder: Path) -> None:
-        self.aws = LocalAws(folder / "aws")
-        self.app = folder / "app"
-
-    def deploy(self) -> Deployment:
-        seen, started = {event["EventId"] for event in self.events()}, len(application.migration_tasks(self.aws))
-        said = list[str]()
-        code = self.aws.deploy("DevStack", app=self.app, tell=said.append)
-        (self.app.parent / "deploy.log").write_text("\n".join(said))
-        return Deployment(
-            exit_code=code,
-            output="\n".join(said),
-            events=[event for event in self.events() if event["EventId"] not in seen],
-            tasks_started=len(application.migration_tasks(self.aws)) - started,
-            service_pids=[container["pid"] for container in self.aws.containers("inventory-service")],
-            revision=application.revision(self.aws),
-            stack_status=self.aws.stack_status("DevStack"),
-        )
-
-    def events(self) -> list[dict[str, Any]]:
-        if self.aws.stack_status("DevStack") is None:
-            return []
-        pages = self.aws.client("cloudformation").get_paginator("describe_stack_events").paginate(StackName="DevStack")
-        return [event for page in pages for event in page["StackEvents"]]
-
-    def get(self, resource: str) -> Any:
-        with urllib.request.urlopen(f"{application.service_url(self.aws)}/{resource}", timeout=10) as answer:
-            return json.load(answer)
-
-    def post(self, resource: str, row: dict[str, object]) -> Any:
-        url = f"{application.service_url(self.aws)}/{resource}"
-        request = urllib.request.Request(url, json.dumps(row).encode(), {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.load(answer)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("world"))
-    made.aws.start()
-    yield made
-    made.aws.destroy()
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +47,7 @@ def code_only(world: World, failed_migration: Deployment) -> Deployment:  # noqa
 @pytest.fixture(scope="module")
 def failed_service(world: World, code_only: Deployment) -> Deployment:  # noqa: ARG001
     release.copy(world.app)
-    (world.app / "inventory_service" / "__main__.py").write_text("raise SystemExit('this release can not start')\n")
+    release.break_service(world.app)
     return world.deploy()
 
 
