@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from aws import CALL_ERRORS, Aws, passes
-from decision import Request
 from outcome import has_succeeded, last_words, result_line
+from request import Request
 
 LOGGER = logging.getLogger(__name__)
 STOPPED = "STOPPED"
@@ -36,14 +36,16 @@ class Tasks:
         self.aws = aws
         self.request = request
 
-    def start(self, deadline: float) -> Task:
+    def start(self, deadline: float, is_over: Callable[[], bool]) -> Task:
         """Start the task, or adopt the one that an earlier delivery of the same event has started.
 
         Args:
             deadline: when the task must have ended, in seconds since the epoch.
+            is_over: whether the request has been cancelled; asked each time just before a task might be started.
 
         Raises:
-            NotStartedError: ECS has had no room for it for five minutes, or ten tasks of this event have failed.
+            NotStartedError: ECS has had no room for it for five minutes, ten tasks of this event have failed, the
+                request is over, or its deadline has passed.
         """
         give_up = min(self.aws.now() + START_PATIENCE, deadline)
         pause = 5.0
@@ -52,7 +54,9 @@ class Tasks:
                 if self.runs(task):
                     return task
                 self.stop(task, "a newer migration replaces this one")
-            answer = self._run_or_adopt()
+            if self.aws.now() >= deadline:
+                raise NotStartedError("There is no time left to run the migration's task. Nothing more has changed.")
+            answer = self._run_or_adopt(is_over)
             if answer["tasks"]:
                 started: Task = answer["tasks"][0]
                 return started
@@ -109,10 +113,14 @@ class Tasks:
 
     def runs(self, task: Task) -> bool:
         """Whether the task does, and goes on to do, what the request asks for."""
-        overrides = task.get("overrides", {}).get("containerOverrides", [])
-        commands = [one.get("command", []) for one in overrides if one.get("name") == self.request.container]
         same = task["taskDefinitionArn"] == self.request.task_definition
-        return same and (commands or [[]]) == [list(self.request.command)] and task["desiredStatus"] != STOPPED
+        return same and self._command_of(task) == list(self.request.command) and task["desiredStatus"] != STOPPED
+
+    def upgrades_since(self, moment: float) -> list[Task]:
+        """The upgrades that were started since then, in seconds since the epoch, and have ended; the oldest first."""
+        upgrades = [task for task in self._own() if task["lastStatus"] == STOPPED and not self._command_of(task)]
+        recent = [task for task in upgrades if task["createdAt"].timestamp() >= moment]
+        return sorted(recent, key=lambda task: task["createdAt"])
 
     def result(self, task: Task) -> dict[str, Any] | None:
         """The runner's last words at the end of the task's log; None when there are none, or they can't be read."""
@@ -141,16 +149,27 @@ class Tasks:
         return last_words(messages)
 
     def unfinished(self) -> list[Task]:
-        """The tasks that still run, also those that are told to stop; none when the cluster is gone."""
+        """The tasks that still run, also those that are told to stop."""
+        return [task for task in self._own() if task["lastStatus"] != STOPPED]
+
+    def _own(self) -> list[Task]:
+        """The tasks that ECS still knows; none when the cluster is gone."""
         # startedBy must be the only filter, and then finds what is meant to run, whatever the family's name was. A task
         # that is told to stop is listed as STOPPED while it still runs.
         own_id = self.request.resource_id
-        filters = ({"startedBy": own_id}, {"family": self.request.family, "desiredStatus": STOPPED})
+        filters = [{"startedBy": own_id}]
+        filters += [{"family": family, "desiredStatus": STOPPED} for family in sorted(self.request.families)]
         try:
             listed = [task for one in filters for task in self._listed(one)]
         except self.aws.ecs.exceptions.ClusterNotFoundException:
             return []
-        return [task for task in listed if task.get("startedBy") == own_id and task["lastStatus"] != STOPPED]
+        return [task for task in listed if task.get("startedBy") == own_id]
+
+    def _command_of(self, task: Task) -> list[str]:
+        """What the task's container runs instead of what its task definition says."""
+        overrides = task.get("overrides", {}).get("containerOverrides", [])
+        own = [one for one in overrides if one["name"] == self.request.container]
+        return list(own[0].get("command", [])) if own else []
 
     def _listed(self, filters: dict[str, str]) -> Iterator[Task]:
         """The tasks behind the filters, described a page at a time: ECS lists and describes 100 at most."""
@@ -163,10 +182,10 @@ class Tasks:
                 return
             position = {"nextToken": page["nextToken"]}
 
-    def _run_or_adopt(self) -> dict[str, Any]:
+    def _run_or_adopt(self, is_over: Callable[[], bool]) -> dict[str, Any]:
         # CloudFormation may use a request's id again for a new deployment: an old failure is no answer.
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            answer = self._run(attempt)
+            answer = self._run(attempt, is_over)
             stopped = [task for task in answer["tasks"] if task["lastStatus"] == STOPPED]
             if all(has_succeeded(task, self.request) for task in stopped):
                 return answer
@@ -175,8 +194,15 @@ class Tasks:
             f"failed. The reason is in {self.request.log_group}."
         )
 
-    def _run(self, attempt: int) -> dict[str, Any]:
+    def _run(self, attempt: int, is_over: Callable[[], bool]) -> dict[str, Any]:
         request = self.request
+
+        def run_task(**parameters: Any) -> dict[str, Any]:
+            if is_over():
+                raise NotStartedError("This request came too late: its deployment is over.")
+            answer: dict[str, Any] = self.aws.ecs.run_task(**parameters)
+            return answer
+
         network = {
             "subnets": list(request.subnets),
             "securityGroups": list(request.security_groups),
@@ -185,7 +211,7 @@ class Tasks:
         command = {"name": request.container, "command": list(request.command)}
         try:
             return self._patiently(
-                self.aws.ecs.run_task,
+                run_task,
                 taskDefinition=request.task_definition,
                 launchType="FARGATE",
                 networkConfiguration={"awsvpcConfiguration": network},

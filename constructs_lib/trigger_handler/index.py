@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -13,20 +13,11 @@ import cfn_response
 import notice
 from aws import PATIENCE, Aws
 from cfn_response import Answer
-from decision import (
-    UNKNOWN,
-    Action,
-    Record,
-    Request,
-    Undo,
-    asks_for_downgrade,
-    decide,
-    resource_id,
-    rolls_back,
-    undo,
-)
-from ecs_task import STOPPED, NotStartedError, Tasks
+from decision import Action, Undo, asks_for_downgrade, decide, goes_on, rolls_back, undo
+from ecs_task import STOPPED, NotStartedError, Task, Tasks
 from outcome import Outcome, judge, kept, stuck
+from record import UNKNOWN, Record, read_record, write_record
+from request import Request, resource_id
 
 LOGGER = logging.getLogger(__name__)
 LOGGER.setLevel(logging.INFO)
@@ -36,7 +27,12 @@ LOGGED = ("RequestType", "StackId", "RequestId", "LogicalResourceId", "PhysicalR
 # record written (105 s), and the answer sent (65 s).
 HAND_ON_MILLISECONDS = 300_000
 ROLLED_BACK = "its deployment is being rolled back."
-LATE_PATIENCE = 5.0
+TOO_LATE = "This request came too late: its deployment is over."
+# ECS is consistent only eventually, and a request that is cancelled may be about to start its task.
+VISIBLE_SECONDS = 30.0
+CLOCK_SKEW = 5.0
+# Where the record is only good to have: a rollback must end within the shortest timeout and its margin, 240 seconds.
+SHORT_PATIENCE = 20.0
 
 
 @dataclass(frozen=True)
@@ -83,36 +79,63 @@ def _answer(event: dict[str, Any], context: Any, aws: Aws) -> Answer | None:
     if event.get("Continuation"):
         watch = Watch(**event["Continuation"])
         return _take_back(event, context, aws, watch) if watch.downgrades else _follow(event, context, aws, watch)
-    status = aws.call(aws.cloudformation.describe_stacks, StackName=event["StackId"])["Stacks"][0]["StackStatus"]
+    status = _stack_status(event, aws)
     if not rolls_back(status):
         return _migrate(event, context, aws, status)
-    if _is_upgrade(event, aws):
-        return _failed("This request came too late: the stack rolls back already.")
     return _take_back(event, context, aws) if asks_for_downgrade(event) else _keep_schema(event, aws)
 
 
+def _stack_status(event: dict[str, Any], aws: Aws, patience: float = PATIENCE) -> str:
+    stacks = aws.call(aws.cloudformation.describe_stacks, patience=patience, StackName=event["StackId"])["Stacks"]
+    return str(stacks[0]["StackStatus"])
+
+
 def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answer | None:
-    began = aws.now()
     request = Request.parse(event)
-    record = _read_record(aws, request)
+    tasks = Tasks(aws, request)
+    record = read_record(aws, request)
     action = decide(request, status, record)
     if action is Action.REFUSE:
-        return _failed(f"This request came too late: the stack is already {status}. Deploy again.")
+        return _failed(f"{TOO_LATE} Deploy again.")
+    again = record.is_of(request) and record.running
+    if again:
+        # An earlier delivery has been lost: what its tasks have done must not be.
+        record = _learn(tasks, request, record, tasks.upgrades_since(record.began - CLOCK_SKEW))
     # Without it a rollback could not tell what this deployment has applied.
-    deployment = record.opened_for(request)
-    _write_record(aws, request, deployment)
+    deployment = record.opened_for(request, aws.now(), runs=action is Action.RUN)
+    write_record(aws, request, deployment)
     if action is Action.ANSWER_UNCHANGED:
         return _succeeded("No migration has changed since the last deployment.", record.after, record.after)
-    return _start(event, context, Tasks(aws, replace(request, turn=deployment.turn)), began)
+
+    def is_over() -> bool:
+        return not (goes_on(_stack_status(event, aws, 0)) and read_record(aws, request, 0).is_of(request))
+
+    try:
+        watch = _start(tasks, deployment.began, is_over)
+    except NotStartedError:
+        with _as_far_as_possible("the record still says that a task may run"):
+            if not again and not is_over():
+                write_record(aws, request, replace(deployment, running=False))
+        raise
+    except Exception:
+        # ECS may have started it, and only the answer was lost.
+        with _as_far_as_possible("a task of the migration may still run"):
+            for task in tasks.unfinished():
+                tasks.stop(task, "its trigger has failed.")
+        raise
+    with _as_far_as_possible("the deployment is taken for one that goes on"):
+        if is_over():
+            # The rollback, or the delete, may have looked before there was a task.
+            tasks.stop({"taskArn": watch.task}, ROLLED_BACK)
+            return _failed(TOO_LATE)
+    return _follow(event, context, aws, watch)
 
 
-def _start(event: dict[str, Any], context: Any, tasks: Tasks, began: float) -> Answer | None:
-    timeout = tasks.request.timeout
-    task = tasks.start(began + timeout)
-    started = task["createdAt"].timestamp()
-    # CloudFormation counts from the event's first delivery: an adopted task is older than this one.
-    watch = Watch(task["taskArn"], started, min(began, started) + timeout, downgrades=bool(tasks.request.command))
-    return _follow(event, context, tasks.aws, watch)
+def _start(tasks: Tasks, began: float, is_over: Callable[[], bool]) -> Watch:
+    # CloudFormation counts from when it sent the request, however often and late that has been delivered since.
+    deadline = began + tasks.request.timeout
+    task = tasks.start(deadline, is_over)
+    return Watch(task["taskArn"], task["createdAt"].timestamp(), deadline, downgrades=bool(tasks.request.command))
 
 
 def _follow(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> Answer | None:
@@ -130,8 +153,7 @@ def _follow(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> Answ
         aws.call(aws.lambda_client.invoke, FunctionName=own_name, InvocationType="Event", Payload=payload)
         return None
     outcome = judge(task, tasks.result(task), request)
-    with _as_far_as_possible("the outcome can't be recorded"):
-        _record_outcome(aws, request, outcome)
+    _record_outcome(aws, request, outcome)
     if not outcome.succeeded:
         return _failed(stuck(request, outcome.sentence, outcome.where) if watch.downgrades else outcome.reason)
     reason = f"The stack rolls back, and so does the schema. {outcome.reason}" if watch.downgrades else outcome.reason
@@ -141,18 +163,14 @@ def _follow(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> Answ
 def _let_go(event: dict[str, Any], aws: Aws) -> Answer:
     """Stop what still runs, as far as that can be done: a resource that won't be deleted blocks its whole stack."""
     with _as_far_as_possible("a task of the migration may still run"):
-        tasks = Tasks(aws, Request.parse(event))
-        for task in tasks.unfinished():
-            tasks.stop(task, "its resource is being deleted.")
-    return _succeeded("The schema stays as it is.", UNKNOWN, UNKNOWN)
-
-
-def _is_upgrade(event: dict[str, Any], aws: Aws) -> bool:
-    """Whether what comes during a rollback is the upgrade's own event, delivered once more."""
-    with _as_far_as_possible("it is taken for the rollback's event"):
         request = Request.parse(event)
-        return _read_record(aws, request, patience=LATE_PATIENCE).is_of(request)
-    return False
+        record = Record()
+        with _as_far_as_possible("a task that is about to start may be missed"):
+            record = read_record(aws, request, SHORT_PATIENCE)
+            if record.running:
+                write_record(aws, request, record.taken_back_by(request), SHORT_PATIENCE)
+        _end_upgrade(Tasks(aws, request), request, record)
+    return _succeeded("The schema stays as it is.", UNKNOWN, UNKNOWN)
 
 
 def _keep_schema(event: dict[str, Any], aws: Aws) -> Answer:
@@ -160,24 +178,25 @@ def _keep_schema(event: dict[str, Any], aws: Aws) -> Answer:
 
     Nothing fails this answer, or the whole stack would be stuck in UPDATE_ROLLBACK_FAILED.
     """
-    revision, unknown, why = UNKNOWN, "its revision, and whether a task of the migration still runs", ""
-    try:
+    record, all_stopped = Record(), False
+    with _as_far_as_possible("what the rollback leaves is not known"):
         request = Request.parse(event)
-        tasks = Tasks(aws, request)
-        stopped = [tasks.stop(task, ROLLED_BACK) for task in tasks.unfinished()]
-        all_stopped = all(task["lastStatus"] == STOPPED for task in stopped)
-        unknown = "its revision" if all_stopped else unknown
-        record = _read_record(aws, request)
-        for task in stopped:
-            # If it succeeded after all, then with the migrations of the release that is going, not of this request.
-            record = judge(task, tasks.result(task), request).added_to(record, UNKNOWN)
-        revision = record.after if all_stopped else UNKNOWN
+        with _as_far_as_possible("what the deployment has done is not known"):
+            record = read_record(aws, request, SHORT_PATIENCE)
+            if record.refuses_rollback(request):
+                return _failed(TOO_LATE)
+            record = record.taken_back_by(request)
+            write_record(aws, request, record, SHORT_PATIENCE)
+        upgrade = Request.parse(event, "OldResourceProperties") if "OldResourceProperties" in event else request
+        record, all_stopped = _end_upgrade(Tasks(aws, upgrade), upgrade, record)
         _close(aws, request, record)
-    except Exception as error:
-        LOGGER.exception("unknown while the stack rolls back: %s", unknown)
-        why = f" ({type(error).__name__}: {error})"
-    seen = f", last seen at {revision}" if revision != UNKNOWN else f". Unknown: {unknown}{why}"
-    return _succeeded(f"The stack rolls back; the schema is kept{seen}.", revision, revision)
+    if all_stopped and record.after != UNKNOWN:
+        return _succeeded(
+            f"The stack rolls back; the schema is kept, last seen at {record.after}.", record.after, record.after
+        )
+    still_runs = "" if all_stopped else ", and whether a task of the migration still runs"
+    reason = f"The stack rolls back; the schema is kept. Unknown: its revision{still_runs}."
+    return _succeeded(reason, UNKNOWN, UNKNOWN)
 
 
 def _take_back(event: dict[str, Any], context: Any, aws: Aws, watch: Watch | None = None) -> Answer | None:
@@ -193,22 +212,27 @@ def _take_back(event: dict[str, Any], context: Any, aws: Aws, watch: Watch | Non
 
 
 def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) -> Answer | None:
-    began = aws.now()
-    record = _read_record(aws, request)
-    tasks = Tasks(aws, replace(request, turn=record.turn))
+    record = read_record(aws, request)
+    if record.refuses_rollback(request):
+        return _failed(TOO_LATE)
     upgrade = Request.parse(event, "OldResourceProperties")
-    for task in tasks.unfinished():
-        if tasks.runs(task):
-            continue
-        stopped = tasks.stop(task, ROLLED_BACK)
-        if stopped["lastStatus"] != STOPPED:
-            raise NotStartedError(f"the upgrade's task can't be stopped, ECS last said {stopped['lastStatus']}.")
-        record = judge(stopped, tasks.result(stopped), upgrade).added_to(record, UNKNOWN)
+    if record.release != upgrade.release:
+        # The upgrade never began: what the record tells is what an earlier deployment has done.
+        record = replace(record, before=UNKNOWN)
+    record = record.taken_back_by(request)
+    write_record(aws, request, record)
+    tasks = Tasks(aws, request)
+    record, all_stopped = _end_upgrade(tasks, upgrade, record)
+    if not all_stopped:
+        raise NotStartedError("the upgrade's task can't be stopped.")
     match undo(request.target, record):
         case Undo.DOWNGRADE:
-            # From now on the upgrade's own invocation, should it still live, records nothing.
-            _write_record(aws, request, replace(record, fingerprint=UNKNOWN, rolled_back=True))
-            return _start(event, context, tasks, began)
+            write_record(aws, request, replace(record, fingerprint=UNKNOWN))
+
+            def is_over() -> bool:
+                return read_record(aws, request, 0).rollback != request.key
+
+            return _follow(event, context, aws, _start(tasks, request.sent or aws.now(), is_over))
         case Undo.NOTHING:
             _close(aws, request, record)
             reason = f"The stack rolls back; the schema is at {record.after}, where the older release expects it."
@@ -218,37 +242,57 @@ def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) 
             return replace(_succeeded(kept(request, record), record.after, record.after), alarming=True)
 
 
-def _record_outcome(aws: Aws, request: Request, outcome: Outcome) -> None:
-    """Record what the task has done.
+def _end_upgrade(tasks: Tasks, upgrade: Request, record: Record) -> tuple[Record, bool]:
+    """Stop what still runs of the deployment, other than its way back, and find out what its upgrade has done.
 
-    When that can't be done the older record stays, for the task has ended, and a failure here would not undo it. The
-    record then lacks the new migrations, so the next deployment of them starts a task that finds nothing to do. It can
-    mislead only a deployment of its own, older migrations: "unchanged", though the schema has moved on.
+    Args:
+        tasks: of the upgrade, or of the way back.
+        upgrade: what was asked for.
+        record: what is known of the deployment.
+
+    Returns:
+        What is known then, and whether all has stopped.
     """
-    record = _read_record(aws, request)
-    if request.command:
+    give_up = tasks.aws.now() + (VISIBLE_SECONDS if record.running else 0)
+    while True:
+        ended = tasks.upgrades_since(record.began - CLOCK_SKEW) if record.running else []
+        goes_on = [task for task in tasks.unfinished() if not (tasks.request.command and tasks.runs(task))]
+        stopped = [tasks.stop(task, ROLLED_BACK) for task in goes_on]
+        if stopped or tasks.aws.now() >= give_up:
+            break
+        tasks.aws.sleep(2)
+    record = _learn(tasks, upgrade, record, [*ended, *stopped])
+    if record.running:
+        record = replace(record, fingerprint=UNKNOWN, after=UNKNOWN)
+    return record, all(task["lastStatus"] == STOPPED for task in stopped)
+
+
+def _learn(tasks: Tasks, upgrade: Request, record: Record, ended: Sequence[Task]) -> Record:
+    """What is known of the deployment with what these tasks have done, the oldest first."""
+    for task in ended:
+        # Should one have succeeded after all, then nobody has been told, and no release counts as deployed with it.
+        record = judge(task, tasks.result(task), upgrade).added_to(record, UNKNOWN)
+    return record
+
+
+def _record_outcome(aws: Aws, request: Request, outcome: Outcome) -> None:
+    """Record what the task has done, unless its deployment is no longer the request's.
+
+    When that can't be done the older record stays, for the task has ended, and a failure here would not undo it. It
+    says that a task may run, so the next request looks what has become of that, or takes nothing for granted.
+    """
+    with _as_far_as_possible("the outcome is not recorded"):
+        record = read_record(aws, request)
         after = outcome.added_to(record, request.fingerprint)
-        _write_record(aws, request, after.closed() if outcome.succeeded else after)
-    elif record.is_of(request) and not record.rolled_back:
-        _write_record(aws, request, outcome.added_to(record, request.fingerprint))
+        if record.is_of(request):
+            write_record(aws, request, after)
+        elif request.command and record.rollback == request.key:
+            write_record(aws, request, after.closed() if outcome.succeeded else after)
 
 
 def _close(aws: Aws, request: Request, record: Record) -> None:
-    with _as_far_as_possible("the rollback can't be recorded"):
-        _write_record(aws, request, record.closed())
-
-
-def _read_record(aws: Aws, request: Request, patience: float = PATIENCE) -> Record:
-    try:
-        found = aws.call(aws.ssm.get_parameter, patience=patience, Name=request.record_parameter)
-    except aws.ssm.exceptions.ParameterNotFound:
-        # Someone has deleted it: the next record that is written makes it anew.
-        return Record()
-    return Record.parse(found["Parameter"]["Value"])
-
-
-def _write_record(aws: Aws, request: Request, record: Record) -> None:
-    aws.call(aws.ssm.put_parameter, Name=request.record_parameter, Value=record.dump(), Overwrite=True)
+    with _as_far_as_possible("the rollback is not recorded"):
+        write_record(aws, request, record.closed(), SHORT_PATIENCE)
 
 
 @contextmanager

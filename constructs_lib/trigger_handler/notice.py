@@ -10,7 +10,8 @@ from typing import Any
 
 from aws import Aws
 from cfn_response import Answer, ascii_line
-from decision import UNKNOWN, stack_name
+from record import UNKNOWN
+from request import stack_name
 
 LOGGER = logging.getLogger(__name__)
 NAMESPACE = "DatabaseMigration"

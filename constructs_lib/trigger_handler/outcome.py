@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cfn_response import MAX_REASON, ascii_line
-from decision import UNKNOWN, Record, Request, stack_name, task_id
+from record import UNKNOWN, Record
+from request import Request, stack_name, task_id
 
 # First match wins; a pattern is looked for in the reasons that ECS gives for the task and for its container.
 # https://docs.aws.amazon.com/AmazonECS/latest/developerguide/stopped-task-error-codes.html
@@ -91,6 +92,7 @@ class Outcome:
         where: where to read on; empty after a success.
         before: the revision before the run, "-" when unknown.
         after: the revision after the run, "-" when unknown.
+        ahead: whether it may pass although the schema is ahead of the release.
     """
 
     succeeded: bool
@@ -99,6 +101,7 @@ class Outcome:
     where: str
     before: str
     after: str
+    ahead: bool = False
 
     @property
     def reason(self) -> str:
@@ -112,12 +115,18 @@ class Outcome:
             deployment: what was known before.
             fingerprint: of the migrations that the schema has after a success.
         """
-        if self.untouched and not self.succeeded:
-            return deployment
+        if self.untouched and not self.succeeded and self.after in (UNKNOWN, deployment.after):
+            return replace(deployment, running=False)
         # The first of several tasks has found the schema as it was.
         before = self.before if deployment.before == UNKNOWN else deployment.before
+        # A schema that is ahead of the release has more than its migrations, and may be ahead of the next one too.
+        at_target = self.succeeded and not self.ahead
         return replace(
-            deployment, fingerprint=fingerprint if self.succeeded else UNKNOWN, before=before, after=self.after
+            deployment,
+            fingerprint=fingerprint if at_target else UNKNOWN,
+            before=before,
+            after=self.after,
+            running=False,
         )
 
 
@@ -192,7 +201,7 @@ def judge(task: Mapping[str, Any], result: Mapping[str, Any] | None, request: Re
         ahead = container["exitCode"] == AHEAD
         after = request.target if after == UNKNOWN and not ahead else after
         sentence = f"The schema is at {after}{', ahead of this release, which may pass' if ahead else ''}."
-        return Outcome(True, before == after, sentence, "", before, after)
+        return Outcome(True, before == after, sentence, "", before, after, ahead)
     never_ran = task["lastStatus"] == "STOPPED" and container.get("exitCode") is None and "startedAt" not in task
     where = f"Task {task_id(task['taskArn'])}." if never_ran else _where(task, request)
     untouched = never_ran or (bool(said) and before == after and not said.get("applied"))

@@ -3,9 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from decision import Action, Record, Request, Undo, asks_for_downgrade, decide, resource_id, rolls_back, undo
+from decision import Action, Undo, asks_for_downgrade, decide, rolls_back, undo
 from hypothesis import given
 from hypothesis import strategies as st
+from record import Record
+from request import Request, resource_id
 
 from tests.constructs_lib.world import STACK, World
 
@@ -14,7 +16,7 @@ RECORDED = Record("same", OLD, NEW)
 
 
 def request(kind: str, fingerprint: str) -> Request:
-    return Request.parse(World().request(kind, Fingerprint=fingerprint))
+    return Request.parse(World().request(kind, f"request-{fingerprint}", Fingerprint=fingerprint))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,7 @@ def request(kind: str, fingerprint: str) -> Request:
         ("Update", "UPDATE_ROLLBACK_COMPLETE", "other", Action.REFUSE),
         ("Update", "UPDATE_COMPLETE", "same", Action.REFUSE),
         ("Create", "CREATE_FAILED", "other", Action.REFUSE),
+        ("Create", "DELETE_IN_PROGRESS", "other", Action.REFUSE),
     ],
 )
 def test_what_is_done_follows_from_the_request_the_stack_and_the_last_success(
@@ -111,17 +114,83 @@ def test_a_create_has_nothing_to_take_back() -> None:
 
 def test_a_deployment_begins_with_a_record_that_has_nothing_to_undo() -> None:
     one, other = request("Update", "one"), request("Update", "other")
-    begun = RECORDED.opened_for(one)
-    assert (begun.fingerprint, begun.before, begun.after) == ("same", "-", NEW)
+    begun = RECORDED.opened_for(one, 7.0, runs=True)
+    assert (begun.fingerprint, begun.before, begun.after, begun.began, begun.running) == (
+        "same",
+        "-",
+        NEW,
+        one.sent,
+        True,
+    )
     assert begun.is_of(one)
     assert not begun.is_of(other)
-    migrated = Record("one", OLD, NEW, begun.request)
-    assert migrated.opened_for(one) == migrated
-    assert migrated.closed().opened_for(one).turn == 1
-    assert migrated.closed().opened_for(other).turn == 0
 
 
-def test_each_turn_of_a_request_has_tokens_of_its_own() -> None:
-    first = request("Update", "one")
-    tokens = {replace(first, turn=turn).client_token(attempt) for turn in range(3) for attempt in (1, 2)}
-    assert len(tokens) == 6
+def test_a_request_that_is_delivered_again_goes_on_with_its_deployment() -> None:
+    one = request("Update", "one")
+    begun = RECORDED.opened_for(one, 7.0, runs=False)
+    assert begun.opened_for(one, 9.0, runs=False) == begun
+    assert begun.opened_for(one, 9.0, runs=True) == replace(begun, running=True)
+    assert replace(begun, running=True).opened_for(one, 9.0, runs=False).running
+
+
+def test_what_a_task_has_done_of_which_nothing_is_recorded_is_not_known_to_the_next_deployment() -> None:
+    lost = RECORDED.opened_for(request("Update", "one"), 7.0, runs=True)
+    begun = lost.opened_for(request("Update", "other"), 9.0, runs=True)
+    assert (begun.fingerprint, begun.before, begun.after) == ("-", "-", "-")
+
+
+def test_a_deployment_of_which_a_task_may_run_is_not_unchanged() -> None:
+    running = replace(RECORDED, running=True)
+    assert decide(request("Update", "same"), "UPDATE_IN_PROGRESS", running) is Action.RUN
+
+
+def test_a_request_is_refused_by_what_came_after_it() -> None:
+    world = World()
+    first, back, second, again = (sent(world, name) for name in ("first", "back", "second", "again"))
+    record = Record().opened_for(first, 1.0, runs=True)
+    assert (record.began, record.refuses_upgrade(first), record.refuses_rollback(first)) == (first.sent, False, True)
+    record = record.taken_back_by(back)
+    assert (record.refuses_upgrade(first), record.refuses_upgrade(back)) == (True, True)
+    assert (record.refuses_rollback(first), record.refuses_rollback(back)) == (True, False)
+    record = record.closed().opened_for(second, 3.0, runs=True)
+    assert all(record.refuses_upgrade(one) and record.refuses_rollback(one) for one in (first, back))
+    assert (record.refuses_upgrade(second), record.refuses_rollback(again)) == (False, False)
+
+
+def test_a_first_delivery_that_comes_after_a_newer_request_is_refused() -> None:  # C5
+    world = World()
+    late, newer = sent(world, "late"), sent(world, "newer")
+    assert Record().opened_for(newer, 1.0, runs=True).refuses_upgrade(late)
+    assert Record().taken_back_by(newer).refuses_rollback(late)
+
+
+@pytest.mark.parametrize("address", ["https://answer.example/", "https://answer.example/?X-Amz-Date=yesterday", ""])
+def test_an_address_without_a_date_refuses_nothing(address: str) -> None:
+    unknown = Request.parse({**World().request("Update"), "ResponseURL": address})
+    assert unknown.sent == 0
+    record = Record(newest=1e9).opened_for(unknown, 7.0, runs=True)
+    assert (record.began, record.newest) == (7.0, 1e9)
+    assert not record.refuses_upgrade(unknown)
+
+
+def sent(world: World, name: str) -> Request:
+    """A request that is sent a second after the one before."""
+    world.clock += 1
+    return Request.parse(world.request("Update", name))
+
+
+def test_a_new_address_makes_another_request_of_the_same_id() -> None:  # C4
+    world = World()
+    first, second = (Request.parse(world.request("Update")) for _ in range(2))
+    assert first.key != second.key
+    assert first.release == second.release
+    assert first.client_token(1) != second.client_token(1)
+    assert first.sent == 1_800_000_000
+    assert Request.parse(world.requests[0]).client_token(1) == first.client_token(1)
+    assert len({first.client_token(attempt) for attempt in range(1, 11)}) == 10
+
+
+def test_what_is_stored_of_the_signed_address_does_not_tell_it() -> None:  # C11
+    record = Record().opened_for(Request.parse(World().request("Update")), 1.0, runs=True)
+    assert "c0ffee" not in record.dump()

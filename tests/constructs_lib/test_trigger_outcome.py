@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from cfn_response import MAX_REASON
-from decision import Record, Request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from outcome import judge, kept, last_words, result_line, stuck
+from record import Record
+from request import Request
 
 from tests.constructs_lib.world import FAILED, STACK, SUCCEEDED, World
 

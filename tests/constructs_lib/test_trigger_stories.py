@@ -100,7 +100,8 @@ def test_a_create_migrates_although_the_record_knows_the_fingerprint() -> None:
 
 
 def test_a_failure_that_changed_nothing_leaves_the_last_success_in_force() -> None:
-    world = World([Run(exit_code=1, said=FAILED)], recorded=MIGRATED)
+    unmoved = {**FAILED, "from": "49871d03964c", "at": "49871d03964c"}
+    world = World([Run(exit_code=1, said=unmoved)], recorded=MIGRATED)
     world.deliver("Update", "first", Fingerprint="newer")
     assert fingerprint(world) == "new"
     assert world.deliver("Update", "second")["Data"]["RevisionAfter"] == "49871d03964c"
@@ -169,10 +170,19 @@ def test_a_rollback_succeeds_when_the_cluster_is_gone() -> None:
     assert world.deliver("Update")["Status"] == "SUCCESS"
 
 
-def test_a_delete_asks_for_nothing_but_tasks() -> None:
+def test_a_delete_asks_for_nothing_but_its_record_and_tasks() -> None:
     world = World(stack_status="DELETE_COMPLETE")
     assert world.deliver("Delete")["Status"] == "SUCCESS"
-    assert {name for name, _ in world.calls} == {"ListTasks"}
+    assert {name for name, _ in world.calls} == {"GetParameter", "ListTasks"}
+
+
+def test_a_delete_needs_no_record() -> None:  # C7
+    denied = fault("AccessDeniedException", service="ssm")
+    world = World([Run(seconds=9999)])
+    lose_the_invocation(world, after=5)
+    world.faults["GetParameter"] = [denied] * 99
+    assert world.deliver("Delete", "delete")["Status"] == "SUCCESS"
+    assert not world.running
 
 
 @pytest.mark.parametrize(
@@ -218,12 +228,8 @@ def test_a_rollback_runs_nothing_and_says_where_the_schema_is() -> None:  # C8
 @pytest.mark.parametrize(
     ("operation", "error", "unknown"),
     [
-        (
-            "GetParameter",
-            fault("AccessDeniedException", service="ssm"),
-            "Unknown: its revision (AccessDeniedException: ",
-        ),
-        ("GetParameter", ValueError("odd"), "Unknown: its revision (ValueError: odd)."),
+        ("GetParameter", fault("AccessDeniedException", service="ssm"), "Unknown: its revision."),
+        ("GetParameter", ValueError("odd"), "Unknown: its revision."),
         ("ListTasks", fault("AccessDeniedException"), "Unknown: its revision, and whether a task of the migration"),
         ("DescribeTasks", fault("ThrottlingException"), "Unknown: its revision, and whether a task of the migration"),
         ("StopTask", fault("AccessDeniedException"), "Unknown: its revision, and whether a task of the migration"),
@@ -384,8 +390,11 @@ def test_the_same_event_after_the_task_has_succeeded_gives_its_outcome() -> None
     world = World([Run()], undeliverable=5)
     with pytest.raises(Exception, match="not taken the answer"):
         world.invoke(world.request("Update"))
-    world.recorded = "none"
-    assert world.deliver("Update")["Status"] == "SUCCESS"
+    first = world.tasks.copy()
+    answer = world.deliver_again()
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Data"]["TaskArn"] in first
+    assert answer["Data"]["RevisionBefore"] == "48871d03964b"
     assert len(world.tasks) == 1
 
 
@@ -395,11 +404,19 @@ def test_a_request_id_that_is_used_again_never_repeats_an_old_failure() -> None:
     assert len(world.tasks) == 4
 
 
-def test_a_request_id_that_is_used_without_end_is_refused_in_one_sentence() -> None:  # C4
+def test_an_event_that_is_delivered_again_after_a_failure_never_repeats_it() -> None:  # C3
+    world = World([*[Run(exit_code=1, said=FAILED)] * 3, Run()])
+    world.deliver("Update")
+    assert [world.deliver_again()["Status"] for _ in range(3)] == ["FAILED", "FAILED", "SUCCESS"]
+    assert len(world.tasks) == 4
+
+
+def test_an_event_that_is_delivered_without_end_is_refused_in_one_sentence() -> None:  # C3
     world = World([Run(exit_code=1, said=FAILED)] * 10)
-    for _ in range(10):
-        world.deliver("Update")
-    answer = world.deliver("Update")
+    world.deliver("Update")
+    for _ in range(9):
+        world.deliver_again()
+    answer = world.deliver_again()
     assert answer["Status"] == "FAILED"
     assert answer["Reason"] == (
         "CloudFormation has sent the same request 10 times, and each time the migration's task has failed. The reason "
@@ -411,8 +428,7 @@ def test_a_request_id_that_is_used_without_end_is_refused_in_one_sentence() -> N
 def test_the_same_event_after_a_success_starts_no_task_whatever_became_of_a_sidecar() -> None:  # C3
     world = World([Run(sidecars=[{"name": "aws-guardduty-agent-4f1c", "exitCode": 137}])])
     assert world.deliver("Update")["Status"] == "SUCCESS"
-    world.recorded = "none"
-    assert world.deliver("Update")["Status"] == "SUCCESS"
+    assert world.deliver_again()["Status"] == "SUCCESS"
     assert len(world.tasks) == 1
 
 
@@ -664,8 +680,13 @@ def test_a_release_older_than_the_schema_may_be_let_pass() -> None:  # P8
     assert answer["Status"] == "SUCCESS"
     assert answer["Reason"] == "The schema is at 50871d03964d, ahead of this release, which may pass."
     assert (answer["Data"]["RevisionBefore"], answer["Data"]["RevisionAfter"]) == ("50871d03964d", "50871d03964d")
-    world.deliver("Update", "second", OnDatabaseAhead="proceed")
-    assert len(world.tasks) == 1
+
+
+def test_a_release_that_has_passed_is_looked_at_again_by_the_next_deployment() -> None:  # P8
+    world = World([Run(exit_code=5, said=AHEAD), Run(exit_code=5, said=AHEAD)])
+    assert world.deliver("Update", "first", OnDatabaseAhead="proceed")["Status"] == "SUCCESS"
+    assert world.deliver("Update", "second")["Status"] == "FAILED"
+    assert len(world.tasks) == 2
 
 
 def test_to_proceed_forgives_nothing_but_a_database_that_is_ahead() -> None:

@@ -18,14 +18,14 @@ import index
 from aws import Aws
 from botocore.exceptions import ClientError
 from botocore.validate import ParamValidator
-from decision import resource_id
+from request import resource_id
 
 LAMBDA_SECONDS = 900
 MAX_PAGE = 100
 STACK = "arn:aws:cloudformation:us-west-2:111122223333:stack/DevStack/51af3dc0-da77-11e4-872e-1234567db123"
 CLUSTER = "arn:aws:ecs:us-west-2:111122223333:cluster/dev-inventory-cluster"
 TASK_DEFINITION = "arn:aws:ecs:us-west-2:111122223333:task-definition/dev-migration-task:7"
-URL = "https://cloudformation-custom-resource-response.example/answer?X-Amz-Signature=c0ffee"
+URL = "https://cloudformation-custom-resource-response.example/answer?X-Amz-Date={}&X-Amz-Signature=c0ffee{}"
 PROPERTIES = {
     "ServiceToken": "arn:aws:lambda:us-west-2:111122223333:function:trigger",
     "Cluster": CLUSTER,
@@ -98,16 +98,20 @@ class World:
     invocation_ends: float = 0
     undeliverable: int = 0
     messages: list[dict[str, Any]] = field(default_factory=list)
+    requests: list[dict[str, Any]] = field(default_factory=list)
 
     def request(
         self, kind: str, request_id: str = "request-1", old: Mapping[str, Any] | None = None, **properties: Any
     ) -> dict[str, Any]:
-        """An event of CloudFormation; ``old`` and ``properties`` are what differs from PROPERTIES."""
+        """An event of CloudFormation; ``old`` and ``properties`` are what differs from PROPERTIES.
+
+        Its address is a new one each time, as CloudFormation's are, also when the id is used again.
+        """
         event = {
             "RequestType": kind,
             "StackId": STACK,
             "RequestId": request_id,
-            "ResponseURL": URL,
+            "ResponseURL": URL.format(f"{datetime.fromtimestamp(self.clock, UTC):%Y%m%dT%H%M%SZ}", len(self.requests)),
             "ResourceType": "Custom::DatabaseMigration",
             "LogicalResourceId": "Migration8F2B1C3D",
             "ResourceProperties": {**PROPERTIES, **properties},
@@ -116,6 +120,7 @@ class World:
             event["OldResourceProperties"] = {**PROPERTIES, **(old or {})}
         if kind != "Create":
             event["PhysicalResourceId"] = resource_id(STACK, "Migration8F2B1C3D")
+        self.requests.append(event)
         return event
 
     def deliver(
@@ -127,6 +132,11 @@ class World:
         mine = [answer for answer in self.answers[before:] if answer["RequestId"] == request_id]
         assert len(mine) == 1
         return mine[0]
+
+    def deliver_again(self) -> dict[str, Any]:
+        """Let Lambda deliver the last request once more; the answer to it."""
+        self.invoke(self.requests[-1])
+        return self.answers[-1]
 
     def invoke(self, event: dict[str, Any]) -> None:
         """Run the function, and every invocation that it has asked for."""
@@ -180,7 +190,7 @@ class World:
         return [arn for arn in self.tasks if self._describe(arn)["lastStatus"] != "STOPPED"]
 
     def _client(self, service: str, **operations: Callable[..., dict[str, Any]]) -> SimpleNamespace:
-        real = _real_client(service)
+        real = real_client(service)
         methods = {operation: method for method, operation in real.meta.method_to_api_mapping.items()}
 
         def call(operation: str) -> Callable[..., dict[str, Any]]:
@@ -306,7 +316,7 @@ class World:
         return {}
 
     def _answer(self, url: str, content: bytes) -> None:
-        assert url == URL
+        assert url in [request["ResponseURL"] for request in self.requests]
         assert len(content) <= 4096
         if self.undeliverable:
             self.undeliverable -= 1
@@ -320,10 +330,10 @@ def fault(
     """What botocore raises for an error of AWS."""
     error = {"Code": code, "Message": message}
     response: Any = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": status}, **fields}
-    raised: ClientError = _real_client(service).exceptions.from_code(code)(response, "")
+    raised: ClientError = real_client(service).exceptions.from_code(code)(response, "")
     return raised
 
 
 @cache
-def _real_client(service: str) -> Any:
+def real_client(service: str) -> Any:
     return boto3.client(service, region_name="us-west-2", aws_access_key_id="none", aws_secret_access_key="none")

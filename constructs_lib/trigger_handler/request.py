@@ -1,0 +1,148 @@
+"""One request of CloudFormation. Pure: nothing here calls AWS."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of CloudFormation, parsed; its numbers arrive as text.
+
+    Attributes:
+        command: what the container runs instead of what its task definition says; empty for just that.
+        sent: when CloudFormation signed the address for the answer, in seconds since the epoch; 0 when it doesn't tell.
+        families: of the older release's task and the newer's.
+    """
+
+    kind: str
+    key: str
+    sent: float
+    stack_id: str
+    logical_id: str
+    cluster: str
+    task_definition: str
+    container: str
+    subnets: tuple[str, ...]
+    security_groups: tuple[str, ...]
+    assign_public_ip: str
+    log_group: str
+    log_stream_prefix: str
+    timeout: float
+    memory_limit_mib: str
+    target: str
+    fingerprint: str
+    record_parameter: str
+    on_database_ahead: str
+    families: frozenset[str]
+    command: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, event: Mapping[str, Any], properties_name: str = "ResourceProperties") -> Request:
+        """Read the event; raises KeyError or ValueError when it isn't one of ours."""
+        properties = event[properties_name]
+        both = (properties, event.get("OldResourceProperties", properties), event["ResourceProperties"])
+        return cls(
+            kind=event["RequestType"],
+            key=_key(event),
+            sent=_sent(event),
+            stack_id=event["StackId"],
+            logical_id=event["LogicalResourceId"],
+            cluster=properties["Cluster"],
+            task_definition=properties["TaskDefinition"],
+            container=properties["Container"],
+            subnets=tuple(properties["Subnets"]),
+            security_groups=tuple(properties["SecurityGroups"]),
+            assign_public_ip=properties["AssignPublicIp"],
+            log_group=properties["LogGroup"],
+            log_stream_prefix=properties["LogStreamPrefix"],
+            timeout=float(properties["Timeout"]),
+            memory_limit_mib=str(properties["MemoryLimitMiB"]),
+            target=properties["Target"],
+            fingerprint=properties["Fingerprint"],
+            record_parameter=properties["RecordParameter"],
+            # A rollback may bring the properties of an older template, which lacks it.
+            on_database_ahead=properties.get("OnDatabaseAhead", "fail"),
+            families=frozenset(family(one["TaskDefinition"]) for one in both),
+        )
+
+    @classmethod
+    def parse_downgrade(cls, event: Mapping[str, Any]) -> Request:
+        """The way back that a rollback's event asks for: in the newer image, for the older one lacks the files."""
+        older, newer = cls.parse(event), cls.parse(event, "OldResourceProperties")
+        return replace(
+            newer,
+            target=older.target,
+            fingerprint=older.fingerprint,
+            timeout=min(older.timeout, newer.timeout),
+            on_database_ahead="fail",
+            command=("python", "-m", "migration_runner", "downgrade", older.target),
+        )
+
+    @property
+    def resource_id(self) -> str:
+        """The resource's physical id, which is also ``startedBy`` of its tasks (at most 36 characters): constant."""
+        return resource_id(self.stack_id, self.logical_id)
+
+    @property
+    def release(self) -> str:
+        """Which release it is, told also by the properties that a rollback brings of it."""
+        return _digest(f"{self.task_definition} {self.fingerprint}")
+
+    def log_stream(self, task_arn: str) -> str:
+        """Where the awslogs driver writes what the task's container says."""
+        return f"{self.log_stream_prefix}/{self.container}/{task_id(task_arn)}"
+
+    def client_token(self, attempt: int) -> str:
+        """The same for the same event delivered twice, so that ECS gives the same task.
+
+        Args:
+            attempt: counts the tasks of one event, from 1.
+        """
+        return hashlib.sha256(f"{self.stack_id} {self.logical_id} {self.key} {attempt}".encode()).hexdigest()
+
+
+def resource_id(stack_id: str, logical_id: str) -> str:
+    """An id for the resource that never changes: CloudFormation deletes what has a new one."""
+    return "migration-" + hashlib.sha256(f"{stack_id} {logical_id}".encode()).hexdigest()[:24]
+
+
+def task_id(task_arn: str) -> str:
+    """The last part of the task's ARN."""
+    return task_arn.rsplit("/", 1)[-1]
+
+
+def family(task_definition_arn: str) -> str:
+    """The task definition's name without its revision."""
+    return task_definition_arn.rsplit("/", 1)[-1].partition(":")[0]
+
+
+def stack_name(stack_id: str) -> str:
+    """The stack's name, from its ARN."""
+    return stack_id.split("/")[1]
+
+
+def _key(event: Mapping[str, Any]) -> str:
+    """The same for the same event delivered twice, and for no other.
+
+    CloudFormation uses a request's id again when a deployment is retried, but signs each address for its answer anew.
+    https://github.com/aws/aws-cdk/issues/35957
+    """
+    return _digest(f"{event['RequestId']} {event.get('ResponseURL', '')}")
+
+
+def _sent(event: Mapping[str, Any]) -> float:
+    parameters = parse_qs(urlsplit(event.get("ResponseURL", "")).query)
+    try:
+        return datetime.strptime(parameters["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z").timestamp()
+    except (KeyError, ValueError):
+        return 0.0
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
