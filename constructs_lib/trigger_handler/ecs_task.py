@@ -16,7 +16,7 @@ MAX_ATTEMPTS = 10
 START_PATIENCE = 300.0
 MISSING_PATIENCE = 120.0
 # A container gets 120 seconds to end; CloudFormation stops listening 180 seconds after the deadline.
-STOP_PATIENCE = 150.0
+STOP_PATIENCE = 140.0
 LOG_TRIES = 3
 # The result is the last line; a run that was killed has told at each revision where it began.
 LOG_LINES = 1000
@@ -30,11 +30,16 @@ class NotStartedError(RuntimeError):
 
 
 class Tasks:
-    """The tasks of one migration: those whose ``startedBy`` is the resource's constant id."""
+    """The tasks of one migration: those whose ``startedBy`` is the resource's constant id.
+
+    Attributes:
+        passed_over: those that had failed for the same event before one was started anew.
+    """
 
     def __init__(self, aws: Aws, request: Request) -> None:
         self.aws = aws
         self.request = request
+        self.passed_over: list[Task] = []
 
     def start(self, deadline: float, is_over: Callable[[], bool]) -> Task:
         """Start the task, or adopt the one that an earlier delivery of the same event has started.
@@ -189,6 +194,7 @@ class Tasks:
             stopped = [task for task in answer["tasks"] if task["lastStatus"] == STOPPED]
             if all(has_succeeded(task, self.request) for task in stopped):
                 return answer
+            self.passed_over += stopped
         raise NotStartedError(
             f"CloudFormation has sent the same request {MAX_ATTEMPTS} times, and each time the migration's task has "
             f"failed. The reason is in {self.request.log_group}."

@@ -31,8 +31,8 @@ TOO_LATE = "This request came too late: its deployment is over."
 # ECS is consistent only eventually, and a request that is cancelled may be about to start its task.
 VISIBLE_SECONDS = 30.0
 CLOCK_SKEW = 5.0
-# Where the record is only good to have: a rollback must end within the shortest timeout and its margin, 240 seconds.
-SHORT_PATIENCE = 20.0
+# Where an answer is due: after a task that could hardly be stopped 40 seconds are left, 15 of them for its log.
+SHORT_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,6 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
     if action is Action.REFUSE:
         return _failed(f"{TOO_LATE} Deploy again.")
     again = record.is_of(request) and record.running
-    if again:
-        # An earlier delivery has been lost: what its tasks have done must not be.
-        record = _learn(tasks, request, record, tasks.upgrades_since(record.began - CLOCK_SKEW))
     # Without it a rollback could not tell what this deployment has applied.
     deployment = record.opened_for(request, aws.now(), runs=action is Action.RUN)
     write_record(aws, request, deployment)
@@ -114,7 +111,7 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
         watch = _start(tasks, deployment.began, is_over)
     except NotStartedError:
         with _as_far_as_possible("the record still says that a task may run"):
-            if not again and not is_over():
+            if not (again or tasks.passed_over or is_over()):
                 write_record(aws, request, replace(deployment, running=False))
         raise
     except Exception:
@@ -128,6 +125,10 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
             # The rollback, or the delete, may have looked before there was a task.
             tasks.stop({"taskArn": watch.task}, ROLLED_BACK)
             return _failed(TOO_LATE)
+        if tasks.passed_over:
+            # Their invocation, or the answer to its call, was lost: what they have done must not be.
+            learned = _learn(tasks, request, deployment, tasks.passed_over)
+            write_record(aws, request, replace(learned, running=True))
     return _follow(event, context, aws, watch)
 
 
@@ -169,7 +170,7 @@ def _let_go(event: dict[str, Any], aws: Aws) -> Answer:
             record = read_record(aws, request, SHORT_PATIENCE)
             if record.running:
                 write_record(aws, request, record.taken_back_by(request), SHORT_PATIENCE)
-        _end_upgrade(Tasks(aws, request), request, record)
+        _end_upgrade(Tasks(aws, request), request, record, "its resource is being deleted.")
     return _succeeded("The schema stays as it is.", UNKNOWN, UNKNOWN)
 
 
@@ -188,7 +189,7 @@ def _keep_schema(event: dict[str, Any], aws: Aws) -> Answer:
             record = record.taken_back_by(request)
             write_record(aws, request, record, SHORT_PATIENCE)
         upgrade = Request.parse(event, "OldResourceProperties") if "OldResourceProperties" in event else request
-        record, all_stopped = _end_upgrade(Tasks(aws, upgrade), upgrade, record)
+        record, all_stopped = _end_upgrade(Tasks(aws, upgrade), upgrade, record, ROLLED_BACK)
         _close(aws, request, record)
     if all_stopped and record.after != UNKNOWN:
         return _succeeded(
@@ -222,7 +223,7 @@ def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) 
     record = record.taken_back_by(request)
     write_record(aws, request, record)
     tasks = Tasks(aws, request)
-    record, all_stopped = _end_upgrade(tasks, upgrade, record)
+    record, all_stopped = _end_upgrade(tasks, upgrade, record, ROLLED_BACK)
     if not all_stopped:
         raise NotStartedError("the upgrade's task can't be stopped.")
     match undo(request.target, record):
@@ -242,13 +243,14 @@ def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) 
             return replace(_succeeded(kept(request, record), record.after, record.after), alarming=True)
 
 
-def _end_upgrade(tasks: Tasks, upgrade: Request, record: Record) -> tuple[Record, bool]:
+def _end_upgrade(tasks: Tasks, upgrade: Request, record: Record, reason: str) -> tuple[Record, bool]:
     """Stop what still runs of the deployment, other than its way back, and find out what its upgrade has done.
 
     Args:
         tasks: of the upgrade, or of the way back.
         upgrade: what was asked for.
         record: what is known of the deployment.
+        reason: why it is stopped.
 
     Returns:
         What is known then, and whether all has stopped.
@@ -256,8 +258,8 @@ def _end_upgrade(tasks: Tasks, upgrade: Request, record: Record) -> tuple[Record
     give_up = tasks.aws.now() + (VISIBLE_SECONDS if record.running else 0)
     while True:
         ended = tasks.upgrades_since(record.began - CLOCK_SKEW) if record.running else []
-        goes_on = [task for task in tasks.unfinished() if not (tasks.request.command and tasks.runs(task))]
-        stopped = [tasks.stop(task, ROLLED_BACK) for task in goes_on]
+        still_runs = [task for task in tasks.unfinished() if not (tasks.request.command and tasks.runs(task))]
+        stopped = [tasks.stop(task, reason) for task in still_runs]
         if stopped or tasks.aws.now() >= give_up:
             break
         tasks.aws.sleep(2)
@@ -282,12 +284,12 @@ def _record_outcome(aws: Aws, request: Request, outcome: Outcome) -> None:
     says that a task may run, so the next request looks what has become of that, or takes nothing for granted.
     """
     with _as_far_as_possible("the outcome is not recorded"):
-        record = read_record(aws, request)
+        record = read_record(aws, request, SHORT_PATIENCE)
         after = outcome.added_to(record, request.fingerprint)
         if record.is_of(request):
-            write_record(aws, request, after)
+            write_record(aws, request, after, SHORT_PATIENCE)
         elif request.command and record.rollback == request.key:
-            write_record(aws, request, after.closed() if outcome.succeeded else after)
+            write_record(aws, request, after.closed() if outcome.succeeded else after, SHORT_PATIENCE)
 
 
 def _close(aws: Aws, request: Request, record: Record) -> None:
