@@ -114,12 +114,6 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
             if not (again or tasks.passed_over or is_over()):
                 write_record(aws, request, replace(deployment, running=False))
         raise
-    except Exception:
-        # ECS may have started it, and only the answer was lost.
-        with _as_far_as_possible("a task of the migration may still run"):
-            for task in tasks.unfinished():
-                tasks.stop(task, "its trigger has failed.")
-        raise
     with _as_far_as_possible("the deployment is taken for one that goes on"):
         if is_over():
             # The rollback, or the delete, may have looked before there was a task.
@@ -135,7 +129,16 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
 def _start(tasks: Tasks, began: float, is_over: Callable[[], bool]) -> Watch:
     # CloudFormation counts from when it sent the request, however often and late that has been delivered since.
     deadline = began + tasks.request.timeout
-    task = tasks.start(deadline, is_over)
+    try:
+        task = tasks.start(deadline, is_over)
+    except NotStartedError:
+        raise
+    except Exception:
+        # ECS may have started it, and only its answer was lost.
+        with _as_far_as_possible("a task of the migration may still run"):
+            for lost in tasks.unfinished():
+                tasks.stop(lost, "its trigger has failed.")
+        raise
     return Watch(task["taskArn"], task["createdAt"].timestamp(), deadline, downgrades=bool(tasks.request.command))
 
 
