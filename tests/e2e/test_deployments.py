@@ -69,6 +69,13 @@ def test_the_rename_keeps_the_data_and_the_service_updates_only_after_the_migrat
     assert [child["sku"] for child in world.get("children")] == ["SEAL-7"]
 
 
+def test_cloudformation_knows_within_two_seconds_that_the_task_has_ended(world: World, renamed: Deployment) -> None:
+    task = application.migration_tasks(world.aws)[1]
+    delay = renamed.at(MIGRATION, "UPDATE_COMPLETE") - task["stoppedAt"]
+    print(f"from the task's stop to the answer: {delay.total_seconds():.2f} s")
+    assert 0 <= delay.total_seconds() <= 2
+
+
 def test_a_failing_migration_rolls_the_stack_back_says_why_and_leaves_the_service_alone(
     renamed: Deployment, failed_migration: Deployment
 ) -> None:
