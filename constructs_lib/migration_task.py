@@ -26,6 +26,7 @@ CONTAINER = "migration"
 LOG_STREAM_PREFIX = "migration"
 # CloudFormation waits for an hour at most, and the answer needs three minutes after the deadline.
 MIN_TIMEOUT, MAX_TIMEOUT = Duration.minutes(1), Duration.minutes(55)
+MIN_DOWNGRADE_TIMEOUT = Duration.minutes(5)
 ANSWER_MARGIN = Duration.minutes(3)
 # What the construct sets in the container, and the parameter for it.
 OWN_VARIABLES = {
@@ -106,15 +107,17 @@ class MigrationTask(Construct):
             than root can write to it only if the image declares ``VOLUME /tmp``: it then has the permissions that the
             folder has in the image, otherwise root's.
             https://docs.aws.amazon.com/AmazonECS/latest/developerguide/bind-mounts.html
-        timeout: how long the task may run, from 1 to 55 minutes, 30 by default; then it is stopped. No token.
+        timeout: how long the task may run, from 1 to 55 minutes, 30 by default; then it is stopped. No token. From 5
+            minutes with OnRollback.DOWNGRADE.
         on_rollback: OnRollback.KEEP by default. OnRollback.DOWNGRADE is for Alembic with the default ``command``. The
             release that rolls back decides: its image has the files. It undoes only what its own deployment has
-            applied, and keeps anything else, with an alarm. It counts from the second deployment on: before that,
-            CloudFormation has put back a trigger that knows nothing of it.
+            applied, and keeps anything else, with an alarm. It counts from the deployment after the one that brings a
+            first trigger that knows of it: the rollback of that one puts back the older trigger before it.
         on_database_ahead: ``"fail"`` by default: a release that is older than the schema is not deployed.
             ``"proceed"`` lets it pass, for migrations that it can live with. For Alembic only.
         failure_topic: gets a message when a migration has failed, or a rollback has kept what it should have undone.
-            See also ``metric_failures``.
+            In this region and no FIFO topic; the policy of another account's topic, and the key of an imported one,
+            must let the trigger publish. See also ``metric_failures``.
         family: of the task definition. Default: generated.
         execution_role: which ECS uses to pull the image and read the secret; it gets these permissions. Default:
             one of its own.
@@ -195,8 +198,20 @@ class MigrationTask(Construct):
             )
         if on_database_ahead not in ("fail", "proceed"):
             raise ValueError(f"on_database_ahead is {on_database_ahead!r}, but must be 'fail' or 'proceed'.")
-        if on_database_ahead == "proceed" and not migrations:
-            raise ValueError("on_database_ahead='proceed' needs migrations: another tool's version has no order.")
+        if on_database_ahead == "proceed" and (command or not migrations):
+            raise ValueError(
+                "on_database_ahead='proceed' goes by what `python -m migration_runner` tells: give migrations, and no "
+                "command."
+            )
+        if failure_topic is not None and not hasattr(failure_topic, "grant_publish"):
+            raise ValueError(f"failure_topic is {failure_topic!r}, but must be a topic: sns.Topic(self, 'Failures').")
+        if failure_topic is not None and failure_topic.fifo:
+            raise ValueError("failure_topic is a FIFO topic, which takes no message without a group: give another one.")
+        if on_rollback is OnRollback.DOWNGRADE and timeout.to_seconds() < MIN_DOWNGRADE_TIMEOUT.to_seconds():
+            raise ValueError(
+                f"timeout is {timeout.to_seconds() / 60:g} minutes, but must be from 5 to 55 minutes for "
+                "on_rollback=DOWNGRADE: an upgrade that is cancelled may take two of them to stop."
+            )
         command = list(command or ["python", "-m", "migration_runner", "upgrade"])
         target = migrations.target if migrations else str(version)
 
@@ -260,7 +275,7 @@ class MigrationTask(Construct):
             service_timeout=service_timeout,
             log_retention=log_retention,
         )
-        if failure_topic:
+        if failure_topic is not None:
             failure_topic.grant_publish(trigger.function)
         facts = [migrations.fingerprint if migrations else version, command, force]
         fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
@@ -289,7 +304,7 @@ class MigrationTask(Construct):
                 "RecordParameter": trigger.record.parameter_name,
                 "OnRollback": on_rollback.value,
                 "OnDatabaseAhead": on_database_ahead,
-                **({"FailureTopic": failure_topic.topic_arn} if failure_topic else {}),
+                **({"FailureTopic": failure_topic.topic_arn} if failure_topic is not None else {}),
             },
         )
         # What a task needs and CloudFormation can't see: it knows the task definition, not that a task will run.

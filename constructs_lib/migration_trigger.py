@@ -106,7 +106,10 @@ class MigrationTrigger(Construct):
             iam.PolicyStatement(actions=["ecs:DescribeTasks", "ecs:StopTask"], resources=[tasks]),
             iam.PolicyStatement(actions=["iam:PassRole"], resources=roles, conditions=to_ecs),
             iam.PolicyStatement(actions=["logs:GetLogEvents"], resources=[streams]),
-            iam.PolicyStatement(actions=["cloudformation:DescribeStacks"], resources=[stack.stack_id]),
+            iam.PolicyStatement(
+                actions=["cloudformation:DescribeStacks", "cloudformation:DescribeStackEvents"],
+                resources=[stack.stack_id],
+            ),
             iam.PolicyStatement(
                 actions=["ssm:GetParameter", "ssm:PutParameter"], resources=[self.record.parameter_arn]
             ),

@@ -24,13 +24,13 @@ class Answer:
     """What CloudFormation is told: ``SUCCESS`` or ``FAILED``, why, and the resource's attributes.
 
     Attributes:
-        alarming: whether people must be told, also of a success; of a failure they always must.
+        alarming: whether operators must be told.
     """
 
     status: str
     reason: str
     attributes: Mapping[str, str]
-    alarming: bool = False
+    alarming: bool
 
 
 def body(event: Mapping[str, Any], resource_id: str, answer: Answer) -> bytes:
@@ -61,7 +61,7 @@ def send(put: Callable[[str, bytes], None], sleep: Callable[[float], None], url:
     for attempt in range(TRIES):
         try:
             return put(url, content)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             failure = type(error).__name__
         if attempt < TRIES - 1:
             sleep(2.0**attempt)
@@ -70,7 +70,7 @@ def send(put: Callable[[str, bytes], None], sleep: Callable[[float], None], url:
 
 
 def put(url: str, content: bytes) -> None:
-    """One PUT; raises OSError or HTTPException when it fails."""
+    """One PUT; raises OSError or HTTPException when it fails, ValueError when the address is none."""
     # S3 has signed the address for an empty content type.
     request = urllib.request.Request(url, content, {"Content-Type": ""}, method="PUT")  # noqa: S310 - CloudFormation's
     with urllib.request.urlopen(request, timeout=10):  # noqa: S310 - the same address

@@ -58,7 +58,7 @@ def asks_for_downgrade(event: Mapping[str, Any]) -> bool:
 
     It is the newer release that knows how its own migrations are undone, so its template decides.
     """
-    older, newer = (event.get(name, {}) for name in ("ResourceProperties", "OldResourceProperties"))
+    older, newer = (event.get(name) or {} for name in ("ResourceProperties", "OldResourceProperties"))
     return bool(newer.get("OnRollback") == "DOWNGRADE" and newer.get("Target") != older.get("Target"))
 
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aws import CALL_ERRORS, Aws, passes
+from aws import CALL_ERRORS, PATIENCE, Aws, passes
 from outcome import has_succeeded, last_words, result_line
 from request import Request
 
@@ -29,6 +29,10 @@ class NotStartedError(RuntimeError):
     """There is no task to wait for; the message is for the person who deploys."""
 
 
+class TooLateError(NotStartedError):
+    """The request is one of a deployment that is over: nobody waits for an answer."""
+
+
 class Tasks:
     """The tasks of one migration: those whose ``startedBy`` is the resource's constant id.
 
@@ -49,8 +53,8 @@ class Tasks:
             is_over: whether the request has been cancelled; asked each time just before a task might be started.
 
         Raises:
-            NotStartedError: ECS has had no room for it for five minutes, ten tasks of this event have failed, the
-                request is over, or its deadline has passed.
+            NotStartedError: ECS has had no room for it for five minutes, ten tasks of this event have failed,
+                its deadline has passed, or, a TooLateError, the request is over.
         """
         give_up = min(self.aws.now() + START_PATIENCE, deadline)
         pause = 5.0
@@ -84,7 +88,7 @@ class Tasks:
             The task as ECS last described it, not stopped when ECS has lost it or can't end it in time;
             None when the time of this invocation is up.
         """
-        began = seen = self.aws.now()
+        seen = self.aws.now()
         task: Task = {"taskArn": arn, "lastStatus": "MISSING"}
         stopping = False
         while True:
@@ -99,7 +103,7 @@ class Tasks:
                     self._call(self.aws.ecs.stop_task, task=arn, reason=stop_reason)
                     stopping = True
             except CALL_ERRORS as error:
-                if not passes(error, now - seen):
+                if now - seen > PATIENCE and not passes(error, now - seen):
                     raise
                 LOGGER.warning("a call to ECS has failed, and is made again: %s", error)
             else:
@@ -110,11 +114,15 @@ class Tasks:
                 return task
             if time_is_up():
                 return None
-            self.aws.sleep(1 if now - began < 120 else 2)
+            self.aws.sleep(1)
 
     def stop(self, task: Task, reason: str) -> Task:
         """Stop the task and wait for it; the task as ECS described it last."""
         return self.watch(task["taskArn"], self.aws.now(), reason, time_is_up=lambda: False) or task
+
+    def tell_to_stop(self, arn: str, reason: str) -> None:
+        """Stop the task without a look at it, for when ECS does not describe it."""
+        self._patiently(self.aws.ecs.stop_task, task=arn, reason=reason)
 
     def runs(self, task: Task) -> bool:
         """Whether the task does, and goes on to do, what the request asks for."""
@@ -150,7 +158,7 @@ class Tasks:
             if any(map(result_line, messages)):
                 break
             if attempt < LOG_TRIES - 1:
-                self.aws.sleep(0.5)
+                self.aws.sleep(0.3)
         return last_words(messages)
 
     def unfinished(self) -> list[Task]:
@@ -205,7 +213,7 @@ class Tasks:
 
         def run_task(**parameters: Any) -> dict[str, Any]:
             if is_over():
-                raise NotStartedError("This request came too late: its deployment is over.")
+                raise TooLateError
             answer: dict[str, Any] = self.aws.ecs.run_task(**parameters)
             return answer
 

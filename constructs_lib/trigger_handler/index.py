@@ -12,9 +12,9 @@ from typing import Any
 import cfn_response
 import notice
 from aws import PATIENCE, Aws
-from cfn_response import Answer
+from cfn_response import MAX_REASON, Answer, ascii_line
 from decision import Action, Undo, asks_for_downgrade, decide, goes_on, rolls_back, undo
-from ecs_task import STOPPED, NotStartedError, Task, Tasks
+from ecs_task import STOPPED, NotStartedError, Task, Tasks, TooLateError
 from outcome import Outcome, judge, kept, stuck
 from record import UNKNOWN, Record, read_record, write_record
 from request import Request, resource_id
@@ -24,10 +24,10 @@ LOGGER.setLevel(logging.INFO)
 # ResponseURL is signed: whoever reads it can answer in our place.
 LOGGED = ("RequestType", "StackId", "RequestId", "LogicalResourceId", "PhysicalResourceId", "Continuation")
 # What is left to do after this has been checked, at worst: the next poll (17 s), the log read three times (91 s), the
-# record written (105 s), and the answer sent (65 s).
+# record read and written (50 s), and the answer sent (65 s).
 HAND_ON_MILLISECONDS = 300_000
+TRIGGER_FAILED = "its trigger has failed."
 ROLLED_BACK = "its deployment is being rolled back."
-TOO_LATE = "This request came too late: its deployment is over."
 # ECS is consistent only eventually, and a request that is cancelled may be about to start its task.
 VISIBLE_SECONDS = 30.0
 CLOCK_SKEW = 5.0
@@ -59,6 +59,8 @@ def respond(event: dict[str, Any], context: Any, aws: Aws) -> None:
     _log("request", {name: event[name] for name in LOGGED if name in event})
     try:
         answer = _answer(event, context, aws)
+    except TooLateError:
+        answer = _too_late()
     except NotStartedError as refusal:
         answer = _failed(f"{refusal} Deploy again.")
     except Exception as error:
@@ -66,6 +68,7 @@ def respond(event: dict[str, Any], context: Any, aws: Aws) -> None:
         answer = _failed(f"The migration's trigger failed: {type(error).__name__}: {error}. Its log has the details.")
     if answer is None:
         return
+    answer = replace(answer, reason=ascii_line(answer.reason, MAX_REASON))
     # What CloudFormation calls the resource stays its id, or the old one would be deleted.
     own_id = event.get("PhysicalResourceId") or resource_id(event["StackId"], event["LogicalResourceId"])
     _log("answer", {"status": answer.status, "reason": answer.reason, **answer.attributes})
@@ -96,7 +99,7 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
     record = read_record(aws, request)
     action = decide(request, status, record)
     if action is Action.REFUSE:
-        return _failed(f"{TOO_LATE} Deploy again.")
+        return _too_late()
     again = record.is_of(request) and record.running
     # Without it a rollback could not tell what this deployment has applied.
     deployment = record.opened_for(request, aws.now(), runs=action is Action.RUN)
@@ -105,7 +108,8 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
         return _succeeded("No migration has changed since the last deployment.", record.after, record.after)
 
     def is_over() -> bool:
-        return not (goes_on(_stack_status(event, aws, 0)) and read_record(aws, request, 0).is_of(request))
+        # What SSM answers may be older than what has been written: only a newer request in it is an objection.
+        return not goes_on(_stack_status(event, aws, 0)) or read_record(aws, request, 0).refuses_upgrade(request)
 
     try:
         watch = _start(tasks, deployment.began, is_over)
@@ -118,7 +122,7 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
         if is_over():
             # The rollback, or the delete, may have looked before there was a task.
             tasks.stop({"taskArn": watch.task}, ROLLED_BACK)
-            return _failed(TOO_LATE)
+            return _too_late()
         if tasks.passed_over:
             # Their invocation, or the answer to its call, was lost: what they have done must not be.
             learned = _learn(tasks, request, deployment, tasks.passed_over)
@@ -135,33 +139,48 @@ def _start(tasks: Tasks, began: float, is_over: Callable[[], bool]) -> Watch:
         raise
     except Exception:
         # ECS may have started it, and only its answer was lost.
-        with _as_far_as_possible("a task of the migration may still run"):
-            for lost in tasks.unfinished():
-                tasks.stop(lost, "its trigger has failed.")
+        _stop_all(tasks)
         raise
     return Watch(task["taskArn"], task["createdAt"].timestamp(), deadline, downgrades=bool(tasks.request.command))
+
+
+def _stop_all(tasks: Tasks) -> None:
+    """So that no task goes on after an answer that says nothing of it."""
+    with _as_far_as_possible("a task of the migration may still run"):
+        for task in tasks.unfinished():
+            tasks.stop(task, TRIGGER_FAILED)
 
 
 def _follow(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> Answer | None:
     request = Request.parse_downgrade(event) if watch.downgrades else Request.parse(event)
     tasks = Tasks(aws, request)
-    task = tasks.watch(
-        watch.task,
-        watch.deadline,
-        stop_reason=f"it took longer than its timeout of {request.timeout / 60:g} min.",
-        time_is_up=lambda: context.get_remaining_time_in_millis() < HAND_ON_MILLISECONDS,
-    )
-    if task is None:
-        payload = json.dumps({**event, "Continuation": asdict(watch)}).encode()
-        own_name = context.invoked_function_arn
-        aws.call(aws.lambda_client.invoke, FunctionName=own_name, InvocationType="Event", Payload=payload)
-        return None
+    try:
+        task = tasks.watch(
+            watch.task,
+            watch.deadline,
+            stop_reason=f"it took longer than its timeout of {request.timeout / 60:g} min.",
+            time_is_up=lambda: context.get_remaining_time_in_millis() < HAND_ON_MILLISECONDS,
+        )
+        if task is None:
+            _hand_on(event, context, aws, watch)
+            return None
+    except Exception:
+        with _as_far_as_possible("the task may go on"):
+            tasks.tell_to_stop(watch.task, TRIGGER_FAILED)
+        _stop_all(tasks)
+        raise
     outcome = judge(task, tasks.result(task), request)
     _record_outcome(aws, request, outcome)
     if not outcome.succeeded:
         return _failed(stuck(request, outcome.sentence, outcome.where) if watch.downgrades else outcome.reason)
     reason = f"The stack rolls back, and so does the schema. {outcome.reason}" if watch.downgrades else outcome.reason
     return _succeeded(reason, outcome.before, outcome.after, watch.task, f"{aws.now() - watch.started:.0f}")
+
+
+def _hand_on(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> None:
+    payload = json.dumps({**event, "Continuation": asdict(watch)}).encode()
+    own_name = context.invoked_function_arn
+    aws.call(aws.lambda_client.invoke, FunctionName=own_name, InvocationType="Event", Payload=payload)
 
 
 def _let_go(event: dict[str, Any], aws: Aws) -> Answer:
@@ -188,10 +207,10 @@ def _keep_schema(event: dict[str, Any], aws: Aws) -> Answer:
         with _as_far_as_possible("what the deployment has done is not known"):
             record = read_record(aws, request, SHORT_PATIENCE)
             if record.refuses_rollback(request):
-                return _failed(TOO_LATE)
+                return _too_late()
             record = record.taken_back_by(request)
             write_record(aws, request, record, SHORT_PATIENCE)
-        upgrade = Request.parse(event, "OldResourceProperties") if "OldResourceProperties" in event else request
+        upgrade = Request.parse(event, "OldResourceProperties") if event.get("OldResourceProperties") else request
         record, all_stopped = _end_upgrade(Tasks(aws, upgrade), upgrade, record, ROLLED_BACK)
         _close(aws, request, record)
     if all_stopped and record.after != UNKNOWN:
@@ -200,7 +219,7 @@ def _keep_schema(event: dict[str, Any], aws: Aws) -> Answer:
         )
     still_runs = "" if all_stopped else ", and whether a task of the migration still runs"
     reason = f"The stack rolls back; the schema is kept. Unknown: its revision{still_runs}."
-    return _succeeded(reason, UNKNOWN, UNKNOWN)
+    return replace(_succeeded(reason, UNKNOWN, UNKNOWN), alarming=not all_stopped)
 
 
 def _take_back(event: dict[str, Any], context: Any, aws: Aws, watch: Watch | None = None) -> Answer | None:
@@ -208,6 +227,8 @@ def _take_back(event: dict[str, Any], context: Any, aws: Aws, watch: Watch | Non
     request = Request.parse_downgrade(event)
     try:
         return _follow(event, context, aws, watch) if watch else _downgrade(event, context, aws, request)
+    except TooLateError:
+        return _too_late()
     except NotStartedError as refusal:
         return _failed(stuck(request, str(refusal)))
     except Exception as error:
@@ -217,8 +238,8 @@ def _take_back(event: dict[str, Any], context: Any, aws: Aws, watch: Watch | Non
 
 def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) -> Answer | None:
     record = read_record(aws, request)
-    if record.refuses_rollback(request):
-        return _failed(TOO_LATE)
+    if record.refuses_rollback(request) or 0 < request.sent < _rollback_began(event, aws):
+        return _too_late()
     upgrade = Request.parse(event, "OldResourceProperties")
     if record.release != upgrade.release:
         # The upgrade never began: what the record tells is what an earlier deployment has done.
@@ -234,7 +255,7 @@ def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) 
             write_record(aws, request, replace(record, fingerprint=UNKNOWN))
 
             def is_over() -> bool:
-                return read_record(aws, request, 0).rollback != request.key
+                return read_record(aws, request, 0).refuses_rollback(request)
 
             return _follow(event, context, aws, _start(tasks, request.sent or aws.now(), is_over))
         case Undo.NOTHING:
@@ -244,6 +265,19 @@ def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) 
         case Undo.NOT_OURS:
             _close(aws, request, record)
             return replace(_succeeded(kept(request, record), record.after, record.after), alarming=True)
+
+
+def _rollback_began(event: dict[str, Any], aws: Aws) -> float:
+    """When the stack began to roll back, in whole seconds; an event that was sent earlier is the upgrade's own."""
+    position: dict[str, Any] = {}
+    while True:
+        page = aws.call(aws.cloudformation.describe_stack_events, StackName=event["StackId"], **position)
+        for one in page["StackEvents"]:
+            if one["PhysicalResourceId"] == event["StackId"] and rolls_back(one.get("ResourceStatus", "")):
+                return float(int(one["Timestamp"].timestamp()))
+        if "NextToken" not in page:
+            return 0.0
+        position = {"NextToken": page["NextToken"]}
 
 
 def _end_upgrade(tasks: Tasks, upgrade: Request, record: Record, reason: str) -> tuple[Record, bool]:
@@ -311,11 +345,16 @@ def _as_far_as_possible(otherwise: str) -> Iterator[None]:
 def _succeeded(reason: str, before: str, after: str, task: str = UNKNOWN, seconds: str = UNKNOWN) -> Answer:
     # A stack's output fails the stack when its attribute is missing.
     attributes = {"RevisionBefore": before, "RevisionAfter": after, "TaskArn": task, "Duration": seconds}
-    return Answer("SUCCESS", reason, attributes)
+    return Answer("SUCCESS", reason, attributes, alarming=False)
 
 
 def _failed(reason: str) -> Answer:
-    return Answer("FAILED", reason, {})
+    return Answer("FAILED", reason, {}, alarming=True)
+
+
+def _too_late() -> Answer:
+    reason = "This request came too late: its deployment is over. Deploy again."
+    return Answer("FAILED", reason, {}, alarming=False)
 
 
 def _log(event: str, fields: Mapping[str, Any]) -> None:

@@ -21,25 +21,27 @@ MAX_SUBJECT = 100
 
 def give(aws: Aws, event: Mapping[str, Any], answer: Answer) -> None:
     """Tell operators of an answer, as far as that can be done: CloudFormation has it already."""
-    failed = answer.alarming or answer.status == "FAILED"
-    sys.stdout.write(f"{json.dumps(_metrics(event, answer, aws.now(), failed))}\n")
-    topic = event.get("ResourceProperties", {}).get("FailureTopic")
-    if not (failed and topic):
-        return
-    what = "failed" if answer.status == "FAILED" else "needs attention"
-    subject = ascii_line(f"{stack_name(event['StackId'])}: the database migration {what}", MAX_SUBJECT)
     try:
-        aws.call(aws.sns.publish, patience=PUBLISH_PATIENCE, TopicArn=topic, Subject=subject, Message=answer.reason)
+        sys.stdout.write(f"{json.dumps(_metrics(event, answer, aws.now()))}\n")
+        topic = (event.get("ResourceProperties") or {}).get("FailureTopic")
+        if answer.alarming and topic:
+            _publish(aws, topic, event["StackId"], answer)
     except Exception:
-        LOGGER.exception("the topic could not be told")
+        LOGGER.exception("operators have not been told")
 
 
-def _metrics(event: Mapping[str, Any], answer: Answer, now: float, failed: bool) -> dict[str, Any]:
+def _publish(aws: Aws, topic: str, stack_id: str, answer: Answer) -> None:
+    what = "failed" if answer.status == "FAILED" else "needs attention"
+    subject = ascii_line(f"{stack_name(stack_id)}: the database migration {what}", MAX_SUBJECT)
+    aws.call(aws.sns.publish, patience=PUBLISH_PATIENCE, TopicArn=topic, Subject=subject, Message=answer.reason)
+
+
+def _metrics(event: Mapping[str, Any], answer: Answer, now: float) -> dict[str, Any]:
     """One line in CloudWatch's embedded metric format, so that metrics cost neither a call nor a permission.
 
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
     """
-    values: dict[str, float] = {"Failures": int(failed)}
+    values: dict[str, float] = {"Failures": int(answer.alarming)}
     units = {"Failures": "Count", "Duration": "Seconds"}
     if (seconds := answer.attributes.get("Duration", UNKNOWN)) != UNKNOWN:
         values["Duration"] = float(seconds)

@@ -48,7 +48,6 @@ CAUSES = (
         "network interface provisioning",
         "The migration's task got no network interface: look for free addresses in its subnets, then deploy again.",
     ),
-    ("platform maintenance", "AWS retired the migration's host: deploy again. {schema}"),
 )
 STOP_CODES = {
     "SpotInterruption": "AWS took back the migration's Spot capacity: deploy again. {schema}",
@@ -76,6 +75,7 @@ EXIT_CODES = {
 # What a log group's name may add, at 512 characters, must leave room for the sentence and the way out.
 MAX_LINK = 400
 MIN_SENTENCE = 200
+MAX_ERROR, MAX_DOWNGRADE_ERROR = 400, 150
 OR_PROCEED = ' on_database_ahead="proceed" would let this release pass.'
 AHEAD = 5
 OTHER_EXIT_CODE = ("The migration's container exited with code {exit_code}: {error} {schema}", "")
@@ -213,7 +213,8 @@ def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[
     details = " ".join(filter(None, (stopped_reason, container.get("reason"))))
     error = said.get("error") or {}
     facts = {
-        "error": _error(error),
+        # So that what comes after it, above all where the schema is, is never cut.
+        "error": ascii_line(_error(error), MAX_DOWNGRADE_ERROR if request.command else MAX_ERROR),
         "memory": request.memory_limit_mib,
         "or_proceed": "" if request.command else OR_PROCEED,
         "revision": error.get("revision") or (f"back to {request.target}" if request.command else request.target),

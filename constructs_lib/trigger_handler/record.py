@@ -53,7 +53,7 @@ class Record:
                 rollback=str(fields.get("rollback", UNKNOWN)),
                 newest=float(fields.get("newest", 0.0)),
             )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return cls()
 
     def dump(self) -> str:

@@ -46,7 +46,7 @@ class Request:
     def parse(cls, event: Mapping[str, Any], properties_name: str = "ResourceProperties") -> Request:
         """Read the event; raises KeyError or ValueError when it isn't one of ours."""
         properties = event[properties_name]
-        both = (properties, event.get("OldResourceProperties", properties), event["ResourceProperties"])
+        both = (event["ResourceProperties"], event.get("OldResourceProperties") or properties)
         return cls(
             kind=event["RequestType"],
             key=_key(event),

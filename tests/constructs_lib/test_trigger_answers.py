@@ -58,7 +58,7 @@ def test_the_answer_never_exceeds_what_cloudformation_takes(
     reason: str, attributes: dict[str, str], logical_id: str
 ) -> None:  # C2
     event = {"StackId": "s" * 250, "RequestId": "r" * 64, "LogicalResourceId": logical_id}
-    content = body(event, "migration-0123", Answer("FAILED", reason, attributes))
+    content = body(event, "migration-0123", Answer("FAILED", reason, attributes, alarming=False))
     assert len(content) <= 4096
     answer = json.loads(content)
     assert answer["LogicalResourceId"] == logical_id
@@ -69,13 +69,13 @@ def test_the_answer_never_exceeds_what_cloudformation_takes(
 
 @pytest.mark.parametrize("character", ["ä", "漢", "😀", '"', "\\", "\n", "\x00"])
 def test_a_thousand_of_any_character_fit(character: str) -> None:
-    answer = Answer("FAILED", character * 5000, dict.fromkeys(ATTRIBUTES, character * 5000))
+    answer = Answer("FAILED", character * 5000, dict.fromkeys(ATTRIBUTES, character * 5000), alarming=False)
     assert len(body({"StackId": "s" * 250, "RequestId": "r", "LogicalResourceId": "l" * 255}, "id", answer)) <= 4096
 
 
 def test_a_short_reason_stays_as_it_is() -> None:
     reason = 'column "name" does not exist'
-    assert json.loads(body({}, "id", Answer("FAILED", reason, {})))["Reason"] == reason
+    assert json.loads(body({}, "id", Answer("FAILED", reason, {}, alarming=False)))["Reason"] == reason
 
 
 def test_what_is_cut_off_is_marked() -> None:

@@ -338,3 +338,34 @@ def test_a_delete_never_touches_the_schema(on_rollback: str) -> None:  # C7
     world.stack_status = "ROLLBACK_IN_PROGRESS"
     assert world.deliver("Delete", "delete", None, **{**NEWER, "OnRollback": on_rollback})["Status"] == "SUCCESS"
     assert len(world.tasks) == 1
+
+
+def test_an_older_release_whose_event_comes_after_the_rollback_began_is_no_rollback() -> None:  # C5, C8
+    # given yesterday's upgrade, and today's deployment of the release before it
+    world = World([Run()], recorded=AT_OLD)
+    upgrade(world)
+    world.clock += 86_400
+    event = world.request("Update", "older release", NEWER, **OLDER)
+    # when its event is delivered after the stack has begun to roll back
+    world.clock += 5
+    world.stack_status, world.rolled_back_at = "UPDATE_ROLLBACK_IN_PROGRESS", world.clock
+    world.invoke(event)
+    # then the schema of the release that runs is not taken back under it
+    assert "came too late" in world.answers[-1]["Reason"]
+    assert len(world.tasks) == 1
+
+
+def test_a_rollback_of_which_the_stack_has_no_event_goes_on() -> None:
+    world = World([Run(), Run(said=WENT_BACK)], recorded=AT_OLD)
+    upgrade(world)
+    world.rolled_back_at = 0
+    assert roll_back(world)["Status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize("length", [200, 5000])
+def test_however_long_a_message_is_the_reason_says_where_the_schema_is(length: int) -> None:
+    error = {"kind": "RaiseException", "message": "x" * length}
+    long = {**NOT_BACK, "error": error}
+    world = World([Run(), Run(exit_code=1, said=long)], recorded=AT_OLD)
+    upgrade(world)
+    assert f"the schema is still at {NEW}." in roll_back(world)["Reason"]

@@ -85,7 +85,7 @@ def test_a_topic_that_can_not_be_told_changes_no_answer(error: Exception, caplog
     world = World([Run(exit_code=1, said=FAILED)], faults={"Publish": [error] * 99})
     assert world.deliver("Update", FailureTopic=TOPIC)["Status"] == "FAILED"
     assert len(world.answers) == 1
-    assert "the topic could not be told" in caplog.text
+    assert "operators have not been told" in caplog.text
 
 
 def test_a_subject_is_no_longer_than_sns_takes() -> None:
@@ -94,3 +94,26 @@ def test_a_subject_is_no_longer_than_sns_takes() -> None:
     long = {**event, "StackId": event["StackId"].replace("DevStack", "x" * 128)}
     world.invoke(long)
     assert len(world.messages[0]["Subject"]) == 100
+
+
+def test_a_request_of_a_deployment_that_is_over_alarms_nobody(capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(stack_status="UPDATE_COMPLETE")
+    assert "came too late" in world.deliver("Update", FailureTopic=TOPIC)["Reason"]
+    assert world.messages == []
+    assert [values(line) for line in metrics(capsys)] == [{"Failures": 0}]
+
+
+def test_a_message_is_one_line_of_a_thousand_characters_whatever_aws_says() -> None:
+    error = fault("AccessDeniedException", "\n\ud800" + "x" * 300_000)
+    world = World(faults={"RunTask": [error] * 99})
+    world.deliver("Update", FailureTopic=TOPIC)
+    (message,) = world.messages
+    assert len(message["Message"]) == 1000
+    assert message["Message"].isascii()
+    assert "\n" not in message["Message"]
+
+
+def test_properties_that_are_null_are_answered_once() -> None:
+    world = World()
+    world.invoke({**world.request("Update"), "ResourceProperties": None})
+    assert [answer["Status"] for answer in world.answers] == ["FAILED"]

@@ -24,12 +24,12 @@ def fingerprint(world: World) -> str:
     return str(json.loads(world.recorded)["fingerprint"])
 
 
+def die() -> None:
+    raise LambdaTimeout
+
+
 def lose_the_invocation(world: World, after: float) -> None:
     """Deliver a request to a Lambda that dies without a word."""
-
-    def die() -> None:
-        raise LambdaTimeout
-
     world.after(after, die)
     with pytest.raises(LambdaTimeout):
         world.invoke(world.request("Update"))
@@ -67,10 +67,10 @@ def test_the_answer_follows_the_tasks_end_within_two_seconds() -> None:
     assert world.clock - began <= 302.5
 
 
-def test_ecs_is_asked_every_second_for_two_minutes_and_then_every_other() -> None:
+def test_ecs_is_asked_every_second() -> None:
     world = World([Run(seconds=200)])
     world.deliver("Update")
-    assert len(world.called("DescribeTasks")) == 120 + 40 + 1
+    assert len(world.called("DescribeTasks")) == 200 + 1
 
 
 def test_an_update_without_new_migrations_is_answered_without_a_call_to_ecs() -> None:  # C12
@@ -465,18 +465,56 @@ def test_a_task_that_can_not_be_stopped_does_not_keep_cloudformation_waiting() -
     assert world.clock - began < 1800 + 180
 
 
-def test_a_retry_counts_the_deadline_from_the_tasks_start() -> None:
+def test_an_event_that_is_delivered_again_counts_the_deadline_from_when_it_was_sent() -> None:  # C1
     world = World([Run(seconds=99999)])
     began = world.clock
-    lose_the_invocation(world, after=100)
-    world.deliver("Update")
-    assert world.clock - began < 1800 + 180
+    lose_the_invocation(world, after=300)
+    world.deliver_again()
+    assert 1800 <= world.clock - began < 1800 + 180
+
+
+def test_a_request_that_is_delivered_late_counts_the_deadline_from_when_it_was_sent() -> None:  # C1
+    world = World([Run(seconds=99999)])
+    event = world.request("Update")
+    began = world.clock
+    world.clock += 600
+    world.invoke(event)
+    assert 1800 <= world.clock - began < 1800 + 180
+
+
+def test_a_request_that_is_delivered_past_its_deadline_starts_nothing() -> None:  # C1, C5
+    world = World()
+    event = world.request("Update")
+    world.clock += 1801
+    world.invoke(event)
+    assert world.answers[-1]["Reason"].startswith("There is no time left to run the migration's task.")
 
 
 @pytest.mark.parametrize("operation", ["DescribeStacks", "GetParameter", "ListTasks", "RunTask", "DescribeTasks"])
 def test_throttling_is_waited_out(operation: str) -> None:  # C16
     world = World([Run()], faults={operation: [fault("ThrottlingException")] * 4})
     assert world.deliver("Update")["Status"] == "SUCCESS"
+
+
+def test_one_odd_poll_is_not_final() -> None:  # C16
+    polls = [fault("InvalidParameterException"), fault("ExpiredTokenException")]
+    world = World([Run(seconds=400)], faults={"DescribeTasks": polls})
+    assert world.deliver("Update")["Status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize(
+    ("operation", "properties"),
+    [("DescribeTasks", {}), ("Invoke", {"Timeout": "3300"})],
+    ids=["ECS does not tell", "the watch can not be handed on"],
+)
+def test_no_task_runs_on_after_an_answer_that_says_nothing_of_it(operation: str, properties: dict[str, str]) -> None:
+    world = World([Run(seconds=3000)])
+    denied = fault("AccessDeniedException", service="lambda" if operation == "Invoke" else "ecs")
+    world.after(50, lambda: world.faults.update({operation: [denied] * 120}))
+    answer = world.deliver("Update", "request-1", None, **properties)
+    assert answer["Status"] == "FAILED"
+    assert "AccessDeniedException" in answer["Reason"]
+    assert not world.running
 
 
 def test_failed_polls_are_never_final() -> None:  # C16
@@ -579,6 +617,19 @@ def test_an_older_task_that_still_runs_is_ended_before_the_new_one_starts() -> N
     answer = world.deliver("Update", "second", TaskDefinition="arn:aws:ecs:us-west-2:1:task-definition/family:8")
     assert answer["Status"] == "SUCCESS"
     assert [stopped["task"] for stopped in world.called("StopTask")] == older
+
+
+def test_a_task_of_an_older_family_that_is_being_stopped_is_waited_for() -> None:  # C9
+    world = World([Run(seconds=500, seconds_to_stop=60), Run()])
+    older = {"TaskDefinition": "arn:aws:ecs:us-west-2:111122223333:task-definition/older-family:3"}
+    world.after(5, die)
+    with pytest.raises(LambdaTimeout):
+        world.deliver("Update", "first", None, **older)
+    world.aws().ecs.stop_task(cluster=CLUSTER, task=world.running[0], reason="someone stopped it")
+    starts = []
+    world.after(30, lambda: starts.append(len(world.tasks)))
+    assert world.deliver("Update", "second", older)["Status"] == "SUCCESS"
+    assert starts == [1]
 
 
 def test_a_task_that_is_already_being_stopped_is_not_adopted() -> None:

@@ -83,6 +83,7 @@ class World:
 
     runs: list[Run] = field(default_factory=list)
     stack_status: str = "UPDATE_IN_PROGRESS"
+    rolled_back_at: float = 0
     recorded: str = "none"
     faults: dict[str, list[Exception]] = field(default_factory=dict)
     no_room: int = 0
@@ -159,7 +160,9 @@ class World:
             ),
             logs=self._client("logs", GetLogEvents=self._log),
             ssm=self._client("ssm", GetParameter=self._get, PutParameter=self._put),
-            cloudformation=self._client("cloudformation", DescribeStacks=self._stack),
+            cloudformation=self._client(
+                "cloudformation", DescribeStacks=self._stack, DescribeStackEvents=self._stack_events
+            ),
             lambda_client=self._client("lambda", Invoke=self._hand_on),
             sns=self._client("sns", Publish=self._publish),
             put=self._answer,
@@ -310,6 +313,13 @@ class World:
 
     def _stack(self, **_: Any) -> dict[str, Any]:
         return {"Stacks": [{"StackStatus": self.stack_status}]}
+
+    def _stack_events(self, *, StackName: str, NextToken: str = "") -> dict[str, Any]:  # noqa: N803
+        if not NextToken:
+            return {"StackEvents": [{"PhysicalResourceId": "some-service"}], "NextToken": "next"}
+        began = datetime.fromtimestamp(self.rolled_back_at, UTC)
+        happened = {"ResourceStatus": "UPDATE_ROLLBACK_IN_PROGRESS", "Timestamp": began}
+        return {"StackEvents": [{"PhysicalResourceId": StackName, **happened}]}
 
     def _hand_on(self, *, Payload: bytes, **_: Any) -> dict[str, Any]:  # noqa: N803
         self.invocations.append(json.loads(Payload))
