@@ -43,6 +43,17 @@ def test_it_synthesizes_two_stacks_that_are_bound_to_no_account_and_no_region(ap
     assert "missing" not in manifest
 
 
+def test_the_image_is_built_for_the_processor_that_every_task_runs_on(app: Path, tmp_path: Path) -> None:  # E10
+    assert synth(app, tmp_path / "out").returncode == 0
+    assets = json.loads((tmp_path / "out" / "DevStack.assets.json").read_text())
+    template = json.loads((tmp_path / "out" / "DevStack.template.json").read_text())
+    platforms = {image["source"]["platform"] for image in assets["dockerImages"].values()}
+    tasks = [one for one in template["Resources"].values() if one["Type"] == "AWS::ECS::TaskDefinition"]
+    processors = [one["Properties"]["RuntimePlatform"]["CpuArchitecture"] for one in tasks]
+    assert platforms == {"linux/amd64"}
+    assert processors == ["X86_64", "X86_64"]
+
+
 def test_an_unknown_stage_ends_in_one_sentence(app: Path, tmp_path: Path) -> None:
     refused = synth(app, tmp_path / "out", stage="qa")
     assert (refused.returncode, refused.stderr) == (2, "error: unknown stage 'qa': use one of dev\n")

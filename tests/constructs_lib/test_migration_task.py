@@ -321,8 +321,18 @@ def test_outputs_can_tell_what_the_deployment_did(data: Data, migrate: Migrate) 
         ({"on_database_ahead": "pass"}, "on_database_ahead is 'pass', but must be 'fail' or 'proceed'."),
         (
             {"on_database_ahead": "proceed", "migrations": None, "command": ["flyway"], "version": "V7"},
-            "on_database_ahead='proceed' needs migrations",
+            "on_database_ahead='proceed' goes by what `python -m migration_runner` tells: give migrations, and no",
         ),
+        (
+            {"on_database_ahead": "proceed", "command": ["python", "-m", "migration_runner", "upgrade"]},
+            "on_database_ahead='proceed' goes by what `python -m migration_runner` tells: give migrations, and no",
+        ),
+        (
+            {"on_rollback": OnRollback.DOWNGRADE, "timeout": cdk.Duration.minutes(4)},
+            "timeout is 4 minutes, but must be from 5 to 55 minutes for on_rollback=DOWNGRADE",
+        ),
+        ({"failure_topic": "arn:aws:sns:x"}, r"failure_topic is 'arn:aws:sns:x', but must be a topic: sns.Topic\("),
+        ({"failure_topic": ""}, r"failure_topic is '', but must be a topic: sns.Topic\("),
         ({"vpc_subnets": ec2.SubnetSelection(subnets=[])}, "vpc_subnets selects no subnet of 'Data/Vpc': name subnets"),
         (
             {"vpc_subnets": ec2.SubnetSelection(availability_zones=["nowhere"])},
@@ -381,6 +391,11 @@ def test_subnets_that_are_yet_to_be_looked_up_are_not_refused(migrations: Alembi
         database_secret=secretsmanager.Secret(stack, "Secret"),
         vpc_subnets=ec2.SubnetSelection(subnet_group_name="isolated"),
     )
+
+
+def test_a_fifo_topic_is_refused(data: Data, migrate: Migrate) -> None:
+    with pytest.raises(ValueError, match="failure_topic is a FIFO topic"):
+        migrate(failure_topic=sns.Topic(data, "Failures", fifo=True))
 
 
 def test_two_log_groups_are_refused(data: Data, migrate: Migrate) -> None:

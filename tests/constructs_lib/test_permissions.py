@@ -40,7 +40,7 @@ TRIGGER_ROLE = {
     Statement("iam:PassRole", BOTH_ROLES, TO_ECS),
     Statement("logs:GetLogEvents", arn("logs", "log-group:${MigrationLog}:log-stream:migration/*")),
     Statement("logs:CreateLogStream logs:PutLogEvents", "${MigrationTriggerLog.Arn}"),
-    Statement("cloudformation:DescribeStacks", "${AWS::StackId}"),
+    Statement("cloudformation:DescribeStacks cloudformation:DescribeStackEvents", "${AWS::StackId}"),
     Statement("ssm:GetParameter ssm:PutParameter", arn("ssm", "parameter/${MigrationTriggerRecord}")),
 }
 CONTINUE = {Statement("lambda:InvokeFunction", "${MigrationTriggerFunction.Arn}")}

@@ -76,6 +76,16 @@ def test_cloudformation_knows_within_two_seconds_that_the_task_has_ended(world: 
     assert 0 <= delay.total_seconds() <= 2
 
 
+def test_the_migration_keeps_its_id_through_every_update(renamed: Deployment, first_release: Deployment) -> None:  # C6
+    ids = {
+        event["PhysicalResourceId"]
+        for deployment in (first_release, renamed)
+        for event in deployment.events
+        if event["ResourceType"] == MIGRATION and event["ResourceStatus"].endswith("_COMPLETE")
+    }
+    assert len(ids) == 1
+
+
 def test_a_failing_migration_rolls_the_stack_back_says_why_and_leaves_the_service_alone(
     renamed: Deployment, failed_migration: Deployment
 ) -> None:
