@@ -300,10 +300,11 @@ def _end_upgrade(tasks: Tasks, upgrade: Request, record: Record, reason: str) ->
         if stopped or tasks.aws.now() >= give_up:
             break
         tasks.aws.sleep(2)
-    record = _learn(tasks, upgrade, record, [*ended, *stopped])
-    if record.running:
-        record = replace(record, fingerprint=UNKNOWN, after=UNKNOWN)
-    return record, all(task["lastStatus"] == STOPPED for task in stopped)
+    learned = _learn(tasks, upgrade, record, [*ended, *stopped])
+    if record.running and not stopped:
+        # Whoever watched them is gone, and the last of them may be one that ECS has lost.
+        learned = replace(learned, fingerprint=UNKNOWN, after=UNKNOWN)
+    return learned, all(task["lastStatus"] == STOPPED for task in stopped)
 
 
 def _learn(tasks: Tasks, upgrade: Request, record: Record, ended: Sequence[Task]) -> Record:

@@ -115,10 +115,10 @@ class Outcome:
             deployment: what was known before.
             fingerprint: of the migrations that the schema has after a success.
         """
-        if self.untouched and not self.succeeded and self.after in (UNKNOWN, deployment.after):
-            return replace(deployment, running=False)
         # The first of several tasks has found the schema as it was.
         before = self.before if deployment.before == UNKNOWN else deployment.before
+        if self.untouched and not self.succeeded and self.after in (UNKNOWN, deployment.after):
+            return replace(deployment, before=before, running=False)
         # A schema that is ahead of the release has more than its migrations, and may be ahead of the next one too.
         at_target = self.succeeded and not self.ahead
         return replace(
