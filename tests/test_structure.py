@@ -11,7 +11,19 @@ from local_aws.machine import CLONE
 
 OURS = {"app", "stacks", "constructs_lib", "migration_runner", "migrations", "inventory_service", "local_aws"}
 CDK = {"aws_cdk", "constructs", "jsii"}
-HANDLER = {"index", "aws", "decision", "ecs_task", "outcome", "cfn_response", "notice", "record", "request"}
+HANDLER = {
+    "index",
+    "aws",
+    "decision",
+    "ecs_task",
+    "outcome",
+    "cfn_response",
+    "notice",
+    "record",
+    "request",
+    "rollback",
+    "watch",
+}
 
 
 def imports(path: str) -> set[str]:

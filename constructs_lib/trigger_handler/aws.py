@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ import cfn_response
 from botocore import exceptions
 from botocore.config import Config
 
+LOGGER = logging.getLogger(__name__)
 PATIENCE = 90.0
 CALL_ERRORS = (exceptions.ClientError, exceptions.ConnectionError, exceptions.HTTPClientError)
 DENIED = {"AccessDenied", "AccessDeniedException", "UnrecognizedClientException"}
@@ -84,3 +87,16 @@ def passes(error: Exception, waited: float) -> bool:
     denied = code in DENIED or "unable to assume the role" in str(error)
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 400)
     return code in THROTTLED or status >= 500 or (denied and waited < PATIENCE)
+
+
+@contextmanager
+def as_far_as_possible(otherwise: str) -> Iterator[None]:
+    """Log what fails, and go on: for what must hold up no answer.
+
+    Args:
+        otherwise: what follows from the failure.
+    """
+    try:
+        yield
+    except Exception:
+        LOGGER.exception(otherwise)

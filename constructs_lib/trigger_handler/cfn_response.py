@@ -12,6 +12,8 @@ from typing import Any
 MAX_BYTES = 4096
 MAX_REASON = 1000
 MAX_VALUE = 200
+# Of an attribute: a stack's output fails the stack when its attribute is missing.
+UNKNOWN = "-"
 TRIES = 5
 
 
@@ -31,6 +33,23 @@ class Answer:
     reason: str
     attributes: Mapping[str, str]
     alarming: bool
+
+
+def succeeded(reason: str, before: str, after: str, task: str = UNKNOWN, seconds: str = UNKNOWN) -> Answer:
+    """A success, with every attribute."""
+    attributes = {"RevisionBefore": before, "RevisionAfter": after, "TaskArn": task, "Duration": seconds}
+    return Answer("SUCCESS", reason, attributes, alarming=False)
+
+
+def failed(reason: str) -> Answer:
+    """A failure that operators must know of."""
+    return Answer("FAILED", reason, {}, alarming=True)
+
+
+def too_late() -> Answer:
+    """The answer to a request of a deployment that is over, for which nobody waits."""
+    reason = "This request came too late: its deployment is over. Deploy again."
+    return Answer("FAILED", reason, {}, alarming=False)
 
 
 def body(event: Mapping[str, Any], resource_id: str, answer: Answer) -> bytes:

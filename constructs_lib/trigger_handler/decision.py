@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Any
 
-from record import UNKNOWN, Record
+from cfn_response import UNKNOWN
+from record import Record
 from request import Request
 
 

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aws import Aws
-from cfn_response import Answer, ascii_line
-from record import UNKNOWN
+from cfn_response import UNKNOWN, Answer, ascii_line
 from request import stack_name
 
 LOGGER = logging.getLogger(__name__)

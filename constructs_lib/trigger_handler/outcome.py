@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cfn_response import MAX_REASON, ascii_line
-from record import UNKNOWN, Record
+from cfn_response import MAX_REASON, UNKNOWN, ascii_line
+from record import Record
 from request import Request, stack_name, task_id
 
 # First match wins; a pattern is looked for in the reasons that ECS gives for the task and for its container.
@@ -214,10 +214,10 @@ def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[
     error = said.get("error") or {}
     facts = {
         # So that what comes after it, above all where the schema is, is never cut.
-        "error": ascii_line(_error(error), MAX_DOWNGRADE_ERROR if request.command else MAX_ERROR),
+        "error": ascii_line(_error(error), MAX_DOWNGRADE_ERROR if request.downgrades else MAX_ERROR),
         "memory": request.memory_limit_mib,
-        "or_proceed": "" if request.command else OR_PROCEED,
-        "revision": error.get("revision") or (f"back to {request.target}" if request.command else request.target),
+        "or_proceed": "" if request.downgrades else OR_PROCEED,
+        "revision": error.get("revision") or (f"back to {request.target}" if request.downgrades else request.target),
         "schema": _schema(said),
         "stopped_reason": stopped_reason,
     }

@@ -6,9 +6,11 @@ import json
 from dataclasses import asdict, dataclass, replace
 
 from aws import PATIENCE, Aws
+from cfn_response import UNKNOWN
 from request import Request
 
-UNKNOWN = "-"
+# Where an answer is due: after a task that could hardly be stopped 40 seconds are left, 15 of them for its log.
+SHORT_PATIENCE = 10.0
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,11 @@ class Request:
         return resource_id(self.stack_id, self.logical_id)
 
     @property
+    def downgrades(self) -> bool:
+        """Whether it is the way back."""
+        return bool(self.command)
+
+    @property
     def release(self) -> str:
         """Which release it is, told also by the properties that a rollback brings of it."""
         return _digest(f"{self.task_definition} {self.fingerprint}")

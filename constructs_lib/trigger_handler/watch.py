@@ -1,0 +1,113 @@
+"""One task from its start to the answer, over as many invocations of the function as it takes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from aws import Aws, as_far_as_possible
+from cfn_response import UNKNOWN, Answer, failed, succeeded
+from ecs_task import NotStartedError, Task, Tasks
+from outcome import Outcome, judge, stuck
+from record import SHORT_PATIENCE, Record, read_record, write_record
+from request import Request
+
+# What is left to do after this has been checked, at worst: the next poll (17 s), the log read three times (91 s), the
+# record read and written (50 s), and the answer sent (65 s).
+HAND_ON_MILLISECONDS = 300_000
+TRIGGER_FAILED = "its trigger has failed."
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A task that is being waited for; times in seconds since the epoch. An invocation hands it to the next."""
+
+    task: str
+    started: float
+    deadline: float
+    downgrades: bool = False
+
+
+def start(tasks: Tasks, began: float, is_over: Callable[[], bool]) -> Watch:
+    """Start the task, or adopt the one that an earlier delivery has started; raises what ``Tasks.start`` raises.
+
+    Args:
+        tasks: of the request.
+        began: when CloudFormation sent the request, for that is when its time begins, however late it is delivered.
+        is_over: whether the request has been cancelled.
+    """
+    deadline = began + tasks.request.timeout
+    try:
+        task = tasks.start(deadline, is_over)
+    except NotStartedError:
+        raise
+    except Exception:
+        # ECS may have started it, and only its answer was lost.
+        _stop_all(tasks)
+        raise
+    return Watch(task["taskArn"], task["createdAt"].timestamp(), deadline, downgrades=tasks.request.downgrades)
+
+
+def follow(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> Answer | None:
+    """Wait for the task, and judge it; no answer when the watch goes on in another invocation."""
+    request = Request.parse_downgrade(event) if watch.downgrades else Request.parse(event)
+    tasks = Tasks(aws, request)
+    try:
+        task = tasks.watch(
+            watch.task,
+            watch.deadline,
+            stop_reason=f"it took longer than its timeout of {request.timeout / 60:g} min.",
+            time_is_up=lambda: context.get_remaining_time_in_millis() < HAND_ON_MILLISECONDS,
+        )
+        if task is None:
+            _hand_on(event, context, aws, watch)
+            return None
+    except Exception:
+        with as_far_as_possible("the task may go on"):
+            tasks.tell_to_stop(watch.task, TRIGGER_FAILED)
+        _stop_all(tasks)
+        raise
+    outcome = judge(task, tasks.result(task), request)
+    _record_outcome(aws, request, outcome)
+    if not outcome.succeeded:
+        return failed(stuck(request, outcome.sentence, outcome.where) if watch.downgrades else outcome.reason)
+    reason = f"The stack rolls back, and so does the schema. {outcome.reason}" if watch.downgrades else outcome.reason
+    return succeeded(reason, outcome.before, outcome.after, watch.task, f"{aws.now() - watch.started:.0f}")
+
+
+def learn(tasks: Tasks, upgrade: Request, record: Record, ended: Sequence[Task]) -> Record:
+    """What is known of the deployment with what these tasks have done, the oldest first."""
+    for task in ended:
+        # Should one have succeeded after all, then nobody has been told, and no release counts as deployed with it.
+        record = judge(task, tasks.result(task), upgrade).added_to(record, UNKNOWN)
+    return record
+
+
+def _hand_on(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> None:
+    payload = json.dumps({**event, "Continuation": asdict(watch)}).encode()
+    own_name = context.invoked_function_arn
+    aws.call(aws.lambda_client.invoke, FunctionName=own_name, InvocationType="Event", Payload=payload)
+
+
+def _stop_all(tasks: Tasks) -> None:
+    """So that no task goes on after an answer that says nothing of it."""
+    with as_far_as_possible("a task of the migration may still run"):
+        for task in tasks.unfinished():
+            tasks.stop(task, TRIGGER_FAILED)
+
+
+def _record_outcome(aws: Aws, request: Request, outcome: Outcome) -> None:
+    """Record what the task has done, unless its deployment is no longer the request's.
+
+    When that can't be done the older record stays, for the task has ended, and a failure here would not undo it. It
+    says that a task may run, so the next request looks what has become of that, or takes nothing for granted.
+    """
+    with as_far_as_possible("the outcome is not recorded"):
+        record = read_record(aws, request, SHORT_PATIENCE)
+        after = outcome.added_to(record, request.fingerprint)
+        if record.is_of(request):
+            write_record(aws, request, after, SHORT_PATIENCE)
+        elif request.downgrades and record.rollback == request.key:
+            write_record(aws, request, after.closed() if outcome.succeeded else after, SHORT_PATIENCE)
