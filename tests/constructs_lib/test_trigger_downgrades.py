@@ -369,3 +369,67 @@ def test_however_long_a_message_is_the_reason_says_where_the_schema_is(length: i
     world = World([Run(), Run(exit_code=1, said=long)], recorded=AT_OLD)
     upgrade(world)
     assert f"the schema is still at {NEW}." in roll_back(world)["Reason"]
+
+
+def lose(world: World, after: float) -> None:
+    """Let the upgrade's invocation die, and Lambda not deliver the event again."""
+    world.after(after, die)
+    with pytest.raises(LambdaTimeout):
+        upgrade(world)
+
+
+def test_what_an_upgrade_did_whose_invocation_was_lost_is_found_and_undone() -> None:  # C1, C8
+    half = {**FAILED, "from": OLD, "at": "4a", "applied": ["4a"]}
+    world = World([Run(seconds=30, exit_code=1, said=half), Run(said=WENT_BACK)], recorded=AT_OLD)
+    lose(world, after=10)
+    world.clock += 60
+    assert roll_back(world)["Reason"].startswith("The stack rolls back, and so does the schema.")
+    assert commands(world)[1] == [DOWNGRADE]
+    assert world.called("StopTask") == []
+
+
+def test_an_upgrade_whose_invocation_was_lost_and_that_ecs_has_lost_too_is_kept_and_people_are_told() -> None:  # E7
+    world = World([Run(seconds=30)], recorded=AT_OLD)
+    lose(world, after=10)
+    world.tasks.clear()
+    began = world.clock
+    answer = roll_back(world)
+    assert answer["Reason"].startswith("The stack rolls back, but the schema is kept: its revision is unknown")
+    assert 30 <= world.clock - began < 35
+    assert record(world).fingerprint == "-"
+
+
+def test_an_upgrade_that_was_about_to_start_is_looked_for_and_stopped() -> None:  # C9, E3
+    world = World([Run(seconds=600, said=RUNNING_NEW), Run(said=WENT_BACK)], recorded=AT_OLD, unseen_for=20)
+    lose(world, after=2)
+    world.unseen_for = 20
+    assert roll_back(world)["Status"] == "SUCCESS"
+    assert len(world.called("StopTask")) == 1
+    assert not world.running
+
+
+def test_tasks_of_earlier_deployments_are_not_taken_for_this_ones() -> None:
+    earlier = {**FAILED, "from": OLD, "at": "4a", "applied": ["4a"]}
+    never_started = Run(exit_code=None, stop_code="TaskFailedToStart", said=None)
+    world = World([Run(exit_code=1, said=earlier), never_started], recorded=AT_OLD)
+    upgrade(world, "earlier")
+    roll_back(world, "earlier rollback", OnRollback="KEEP")
+    world.clock += 60
+    lose(world, after=2)
+    world.clock += 60
+    assert "the schema is kept" in roll_back(world)["Reason"]
+    assert len(world.tasks) == 2
+
+
+def test_an_upgrade_that_was_delivered_twice_is_undone_from_where_the_first_began() -> None:  # C3
+    half, rest = {"from": OLD, "at": "4a", "applied": ["4a"]}, {"from": "4a", "at": "4a", "applied": []}
+    world = World(
+        [Run(exit_code=1, said={**FAILED, **half}), Run(exit_code=1, said={**FAILED, **rest}), Run(said=WENT_BACK)],
+        recorded=AT_OLD,
+    )
+    lose(world, after=10)
+    world.clock += 60
+    assert world.deliver_again()["Status"] == "FAILED"
+    assert (record(world).before, record(world).after) == (OLD, "4a")
+    assert roll_back(world)["Status"] == "SUCCESS"
+    assert commands(world)[-1] == [DOWNGRADE]

@@ -165,9 +165,10 @@ def test_a_delete_during_the_create_stops_the_task_and_both_are_answered() -> No
     assert not world.running
 
 
-def test_a_rollback_succeeds_when_the_cluster_is_gone() -> None:
-    world = World(stack_status="UPDATE_ROLLBACK_IN_PROGRESS", faults={"ListTasks": [fault("ClusterNotFoundException")]})
-    assert world.deliver("Update")["Status"] == "SUCCESS"
+def test_a_rollback_knows_that_nothing_runs_when_the_cluster_is_gone() -> None:
+    gone = [fault("ClusterNotFoundException")] * 99
+    world = World(stack_status="UPDATE_ROLLBACK_IN_PROGRESS", faults={"ListTasks": gone}, recorded=MIGRATED)
+    assert world.deliver("Update")["Reason"] == "The stack rolls back; the schema is kept, last seen at 49871d03964c."
 
 
 def test_a_delete_asks_for_nothing_but_its_record_and_tasks() -> None:
@@ -580,6 +581,15 @@ def test_a_task_that_ecs_has_lost_is_a_failure() -> None:  # E7
 def test_a_result_line_that_comes_late_is_read() -> None:  # E8
     world = World([Run(exit_code=1, said=FAILED)], silent_reads=2)
     assert "UndefinedColumn" in world.deliver("Update")["Reason"]
+    assert len(world.called("GetLogEvents")) == 3
+
+
+def test_a_result_line_that_is_there_is_read_once() -> None:
+    world = World([Run()])
+    began = world.clock
+    world.deliver("Update")
+    assert len(world.called("GetLogEvents")) == 1
+    assert world.clock - began == 20
 
 
 def test_a_task_that_says_nothing_costs_no_more_than_two_seconds() -> None:  # E8
