@@ -103,7 +103,7 @@ class Tasks:
                     self._call(self.aws.ecs.stop_task, task=arn, reason=stop_reason)
                     stopping = True
             except CALL_ERRORS as error:
-                if now - seen > PATIENCE and not passes(error, now - seen):
+                if now - seen > PATIENCE and not passes(error, PATIENCE):
                     raise
                 LOGGER.warning("a call to ECS has failed, and is made again: %s", error)
             else:

@@ -87,7 +87,7 @@ class Outcome:
 
     Attributes:
         succeeded: whether the schema is where the request wants it, or may pass all the same.
-        untouched: whether the schema is known to be as it was.
+        untouched: of a failure, whether the schema is known to be as it was.
         sentence: one or two sentences for a person.
         where: where to read on; empty after a success.
         before: the revision before the run, "-" when unknown.
@@ -101,7 +101,7 @@ class Outcome:
     where: str
     before: str
     after: str
-    ahead: bool = False
+    ahead: bool
 
     @property
     def reason(self) -> str:
@@ -117,7 +117,7 @@ class Outcome:
         """
         # The first of several tasks has found the schema as it was.
         before = self.before if deployment.before == UNKNOWN else deployment.before
-        if self.untouched and not self.succeeded and self.after in (UNKNOWN, deployment.after):
+        if self.untouched and self.after in (UNKNOWN, deployment.after):
             return replace(deployment, before=before, running=False)
         # A schema that is ahead of the release has more than its migrations, and may be ahead of the next one too.
         at_target = self.succeeded and not self.ahead
@@ -201,11 +201,11 @@ def judge(task: Mapping[str, Any], result: Mapping[str, Any] | None, request: Re
         ahead = container["exitCode"] == AHEAD
         after = request.target if after == UNKNOWN and not ahead else after
         sentence = f"The schema is at {after}{', ahead of this release, which may pass' if ahead else ''}."
-        return Outcome(True, before == after, sentence, "", before, after, ahead)
+        return Outcome(True, False, sentence, "", before, after, ahead)
     never_ran = task["lastStatus"] == "STOPPED" and container.get("exitCode") is None and "startedAt" not in task
     where = f"Task {task_id(task['taskArn'])}." if never_ran else _where(task, request)
     untouched = never_ran or (bool(said) and before == after and not said.get("applied"))
-    return Outcome(False, untouched, _cause(task, container, said, request), where, before, after)
+    return Outcome(False, untouched, _cause(task, container, said, request), where, before, after, False)
 
 
 def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[str, Any], request: Request) -> str:

@@ -113,3 +113,18 @@ def test_a_server_that_is_not_there_is_a_refusal_too() -> None:
     with pytest.raises(NotDeliveredError, match="URLError"):
         send(put, pauses.append, "http://127.0.0.1:1/", b"{}")
     assert len(pauses) == 4
+
+
+@pytest.mark.parametrize(("spare", "cut"), [(0, False), (1, True)])
+def test_a_body_of_just_the_size_that_cloudformation_takes_is_left_as_it_is(spare: int, cut: bool) -> None:
+    answer = Answer("FAILED", "x" * 500, {}, alarming=True)
+    event = {"StackId": "", "RequestId": "r", "LogicalResourceId": "l"}
+    empty = len(body(event, "id", answer))
+    content = body({**event, "StackId": "s" * (4096 - empty + spare)}, "id", answer)
+    assert len(content) <= 4096
+    assert (b"x" * 500 not in content) is cut
+
+
+def test_the_reason_gives_way_entirely_before_anything_else_does() -> None:
+    content = body({"StackId": "s" * 5000}, "id", Answer("FAILED", "x" * 1000, {}, alarming=True))
+    assert json.loads(content)["Reason"] == ""

@@ -90,6 +90,7 @@ def test_a_sidecar_does_not_decide_about_the_migration() -> None:
     "task",
     [
         {**exited(0), "lastStatus": "RUNNING"},
+        {**exited(0), "lastStatus": "STOPPING"},
         {**exited(0), "lastStatus": "MISSING"},
         {**exited(0), "stopCode": "UserInitiated"},
         {**exited(0), "stopCode": "TaskFailedToStart"},
@@ -456,3 +457,51 @@ def test_what_is_kept_says_where_the_schema_is_and_how_it_is_taken_back() -> Non
     sentence = kept(DOWNGRADE, Record("new", "-", "50"))
     assert "it was last seen at 50" in sentence
     assert sentence.endswith("run in the newer image: python -m migration_runner downgrade 48871d03964b.")
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "STOPPING", "DEPROVISIONING", "MISSING"])
+def test_what_has_not_stopped_has_not_ended(status: str) -> None:
+    sentence = judge({**exited(1), "lastStatus": status}, FAILED, REQUEST).sentence
+    assert sentence == f"What became of the migration is unknown: ECS last said {status}. Deploy again."
+
+
+def test_a_task_with_an_exit_code_has_run_whatever_else_is_missing() -> None:
+    ended = {name: value for name, value in exited(1).items() if name != "startedAt"}
+    assert judge(ended, FAILED, REQUEST).where.startswith("Log: ")
+    assert not judge(ended, None, REQUEST).untouched
+
+
+@pytest.mark.parametrize(("request_", "limit"), [(REQUEST, 400), (DOWNGRADE, 150)])
+def test_only_a_long_message_is_cut(request_: Request, limit: int) -> None:
+    kind = "Boom: "
+    fits = "x" * (limit - len(kind) - 1)
+    assert f"{kind}{fits}. The transaction" in judge(exited(1), said("Boom", fits), request_).sentence
+    assert f"{kind}{fits[:-2]}... The transaction" in judge(exited(1), said("Boom", fits + "x"), request_).sentence
+
+
+@pytest.mark.parametrize("code", [5, 0])
+def test_a_release_that_passes_is_ahead_only_when_the_runner_says_so(code: int) -> None:
+    assert judge(exited(code), None, replace(REQUEST, on_database_ahead="proceed")).ahead is (code == 5)
+    assert not judge(exited(1), FAILED, REQUEST).ahead
+
+
+def test_the_first_task_that_tells_has_seen_where_the_deployment_began() -> None:
+    first = judge(exited(1), {**FAILED, "from": "4a", "at": "4b", "applied": ["4b"]}, REQUEST)
+    second = judge(exited(1), {**FAILED, "from": "4b", "at": "4b", "applied": []}, REQUEST)
+    record = second.added_to(first.added_to(Record("f", "-", "4a", running=True), "-"), "-")
+    assert record == Record("-", "4a", "4b")
+
+
+def test_a_failure_that_has_moved_nothing_leaves_what_is_known() -> None:
+    failure = judge(exited(1), {**FAILED, "from": "4a", "at": "4a", "applied": []}, REQUEST)
+    assert failure.added_to(Record("f", "-", "4a", running=True), "g") == Record("f", "4a", "4a")
+    assert failure.added_to(Record("f", "-", "other", running=True), "g") == Record("-", "4a", "4a")
+    never_ran = judge(not_started("CannotPullContainerError"), None, REQUEST)
+    assert never_ran.added_to(Record("f", "-", "4a", running=True), "g") == Record("f", "-", "4a")
+
+
+def test_a_success_gives_the_schema_its_fingerprint_unless_it_is_ahead() -> None:
+    success = judge(exited(0), {**SUCCEEDED, "from": "4a", "at": "4b"}, REQUEST)
+    assert success.added_to(Record("f", "-", "4a", running=True), "g") == Record("g", "4a", "4b")
+    ahead = judge(exited(5), {**FAILED, "from": "50", "at": "50"}, replace(REQUEST, on_database_ahead="proceed"))
+    assert ahead.added_to(Record("f", "-", "4a", running=True), "g") == Record("-", "50", "50")

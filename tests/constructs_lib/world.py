@@ -263,7 +263,8 @@ class World:
         known = {name: task[name] for name in ("taskArn", "taskDefinitionArn", "startedBy", "createdAt", "overrides")}
         known["desiredStatus"] = "STOPPED" if "stop_asked" in task or self.clock >= ends else "RUNNING"
         if self.clock < min(ends, stops):
-            return {**known, "lastStatus": "RUNNING", "containers": [{"name": "migration"}]}
+            status = "STOPPING" if "stop_asked" in task else "RUNNING"
+            return {**known, "lastStatus": status, "containers": [{"name": "migration"}]}
         if ends <= stops:
             exit_code, code, reason = run.exit_code, run.stop_code, run.stopped_reason
         else:
