@@ -104,7 +104,7 @@ def test_a_request_of_a_deployment_that_is_over_alarms_nobody(capsys: pytest.Cap
 
 
 def test_a_message_is_one_line_of_a_thousand_characters_whatever_aws_says() -> None:
-    error = fault("AccessDeniedException", "\n\ud800" + "x" * 300_000)
+    error = fault("AccessDeniedException", "\n\u6f22" + "x" * 300_000)
     world = World(faults={"RunTask": [error] * 99})
     world.deliver("Update", FailureTopic=TOPIC)
     (message,) = world.messages
