@@ -439,7 +439,7 @@ def test_a_downgrade_is_not_told_to_let_the_release_pass() -> None:
     ids=["usual names", "the longest names"],
 )
 def test_however_long_a_message_and_names_are_both_ways_out_are_in_the_reason(downgrade: Request) -> None:
-    outcome = judge(exited(1), said("Boom", "x" * 5000), downgrade)
+    outcome = judge(exited(1), said("Boom", "x" * 5000, hint="y" * 5000), downgrade)
     reason = stuck(downgrade, outcome.sentence, outcome.where)
     assert reason.startswith("The schema could not be taken back to 48871d03964b: Migration back to 48871d03964b fail")
     assert f" --resources-to-skip {downgrade.logical_id}." in reason
