@@ -10,11 +10,11 @@ from typing import Any
 
 import cfn_response
 import notice
-from aws import PATIENCE, Aws, as_far_as_possible
+from aws import CALL_ERRORS, PATIENCE, Aws, as_far_as_possible, passes
 from cfn_response import MAX_REASON, Answer, ascii_line, failed, succeeded, too_late
 from decision import Action, asks_for_downgrade, decide, goes_on, rolls_back
 from ecs_task import NotStartedError, Tasks, TooLateError
-from record import read_record, write_record
+from record import Record, read_record, write_record
 from request import Request, resource_id
 from rollback import ROLLED_BACK, keep_schema, let_go, take_back
 from watch import Watch, follow, learn, start
@@ -76,14 +76,10 @@ def _stack_status(event: dict[str, Any], aws: Aws, patience: float = PATIENCE) -
 def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answer | None:
     request = Request.parse(event)
     tasks = Tasks(aws, request)
-    record = read_record(aws, request)
-    action = decide(request, status, record)
+    action, record, deployment = _open(aws, request, status)
     if action is Action.REFUSE:
         return too_late()
     again = record.is_of(request) and record.running
-    # Without it a rollback could not tell what this deployment has applied.
-    deployment = record.opened_for(request, aws.now(), runs=action is Action.RUN)
-    write_record(aws, request, deployment)
     if action is Action.ANSWER_UNCHANGED:
         return succeeded("No migration has changed since the last deployment.", record.after, record.after)
 
@@ -108,6 +104,29 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
             learned = learn(tasks, request, deployment, tasks.passed_over)
             write_record(aws, request, replace(learned, running=True))
     return follow(event, context, aws, watch)
+
+
+def _open(aws: Aws, request: Request, status: str) -> tuple[Action, Record, Record]:
+    """What is to be done, the record as it was, and as it is now: the request's own, unless that is refused.
+
+    Without it a rollback could not tell what this deployment has applied. SSM knows no condition for a write, so it is
+    read again before each try: meanwhile it may have become that of a newer request.
+    """
+    began = aws.now()
+    while True:
+        record = read_record(aws, request)
+        action = decide(request, status, record)
+        deployment = record.opened_for(request, aws.now(), runs=action is Action.RUN)
+        try:
+            if action is not Action.REFUSE:
+                write_record(aws, request, deployment, patience=0)
+        except CALL_ERRORS as error:
+            waited = aws.now() - began
+            if waited > PATIENCE or not passes(error, waited):
+                raise
+            aws.sleep(2)
+        else:
+            return action, record, deployment
 
 
 def _log(event: str, fields: Mapping[str, Any]) -> None:

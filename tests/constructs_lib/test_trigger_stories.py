@@ -12,6 +12,8 @@ from typing import Any
 import index
 import pytest
 from botocore.exceptions import EndpointConnectionError
+from record import Record
+from request import Request
 
 from tests.constructs_lib.world import CLUSTER, FAILED, SUCCEEDED, TASK_DEFINITION, LambdaTimeout, Run, World, fault
 
@@ -753,3 +755,16 @@ def test_a_release_that_has_passed_is_looked_at_again_by_the_next_deployment() -
 def test_to_proceed_forgives_nothing_but_a_database_that_is_ahead() -> None:
     world = World([Run(exit_code=1, said=FAILED)])
     assert world.deliver("Update", OnDatabaseAhead="proceed")["Status"] == "FAILED"
+
+
+def test_a_request_that_could_not_be_recorded_for_a_while_gives_way_to_a_newer_one() -> None:  # C5
+    world = World(recorded=MIGRATED)
+    event = world.request("Update", "late", Fingerprint="newer")
+    world.clock += 60
+    newer = Record().opened_for(Request.parse(world.request("Update", "newer")), world.clock, runs=True)
+    world.faults["PutParameter"] = [fault("ThrottlingException", service="ssm")] * 4
+    world.after(3, lambda: setattr(world, "recorded", newer.dump()))
+    world.invoke(event)
+    assert "came too late" in world.answers[-1]["Reason"]
+    assert Record.parse(world.recorded) == newer
+    assert world.tasks == {}
