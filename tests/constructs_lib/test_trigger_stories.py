@@ -88,6 +88,13 @@ def test_an_update_without_new_migrations_is_answered_without_a_call_to_ecs() ->
     assert {name for name, _ in world.calls} == {"DescribeStacks", "GetParameter", "PutParameter"}
 
 
+def test_an_unchanged_update_that_is_delivered_again_starts_no_task_either() -> None:  # C3, C12
+    world = World(recorded=MIGRATED)
+    world.deliver("Update")
+    assert "No migration has changed" in world.deliver_again()["Reason"]
+    assert world.tasks == {}
+
+
 def test_unchanged_means_since_the_last_success_not_since_the_last_attempt() -> None:  # C17
     world = World([Run(exit_code=1, said=FAILED), Run()], recorded=MIGRATED)
     assert world.deliver("Update", "first", Fingerprint="newer")["Status"] == "FAILED"
