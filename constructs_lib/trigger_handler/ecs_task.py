@@ -196,7 +196,7 @@ class Tasks:
             position = {"nextToken": page["nextToken"]}
 
     def _run_or_adopt(self, is_over: Callable[[], bool]) -> dict[str, Any]:
-        # CloudFormation may use a request's id again for a new deployment: an old failure is no answer.
+        # Lambda delivers an event again whose invocation was lost: the failure of an earlier delivery is no answer.
         for attempt in range(1, MAX_ATTEMPTS + 1):
             answer = self._run(attempt, is_over)
             stopped = [task for task in answer["tasks"] if task["lastStatus"] == STOPPED]
@@ -204,7 +204,7 @@ class Tasks:
                 return answer
             self.passed_over += stopped
         raise NotStartedError(
-            f"CloudFormation has sent the same request {MAX_ATTEMPTS} times, and each time the migration's task has "
+            f"The same request has been delivered {MAX_ATTEMPTS} times, and each time the migration's task has "
             f"failed. The reason is in {self.request.log_group}."
         )
 

@@ -429,8 +429,8 @@ def test_an_event_that_is_delivered_without_end_is_refused_in_one_sentence() -> 
     answer = world.deliver_again()
     assert answer["Status"] == "FAILED"
     assert answer["Reason"] == (
-        "CloudFormation has sent the same request 10 times, and each time the migration's task has failed. The reason "
-        "is in /ecs/dev/migration-task. Deploy again."
+        "The same request has been delivered 10 times, and each time the migration's task has failed. The reason is in "
+        "/ecs/dev/migration-task. Deploy again."
     )
     assert len(world.tasks) == 10
 

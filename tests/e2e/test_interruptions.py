@@ -64,12 +64,7 @@ def deleted(world: World) -> Interruption:
 
 @pytest.fixture(scope="module")
 def first_release(world: World, deleted: Interruption) -> Deployment:  # noqa: ARG001  # what came before
-    release.copy_before_the_rename(world.app)
-    deployment = world.deploy()
-    assert deployment.exit_code == 0, deployment.output
-    parent = world.post("parents", {"name": "PUMP-1"})
-    world.post("children", {"parent_id": parent["id"], "name": "SEAL-7", "quantity": 4})
-    return deployment
+    return world.deploy_first_release()
 
 
 @pytest.fixture(scope="module")

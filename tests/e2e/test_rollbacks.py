@@ -62,12 +62,7 @@ def execute(world: World, statement: str) -> None:
 
 @pytest.fixture(scope="module")
 def first_release(world: World) -> Deployment:
-    release.copy_before_the_rename(world.app)
-    deployment = world.deploy()
-    assert deployment.exit_code == 0, deployment.output
-    parent = world.post("parents", {"name": "PUMP-1"})
-    world.post("children", {"parent_id": parent["id"], "name": "SEAL-7", "quantity": 4})
-    return deployment
+    return world.deploy_first_release()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from local_aws import application
+from local_aws import application, release
 from local_aws.machine import LocalAws
 
 MIGRATION = "Custom::DatabaseMigration"
@@ -75,6 +75,15 @@ class World:
             revision=application.revision(self.aws),
             stack_status=self.aws.stack_status("DevStack"),
         )
+
+    def deploy_first_release(self) -> Deployment:
+        """Deploy the release before the rename, and give it a row in each table."""
+        release.copy_before_the_rename(self.app)
+        deployment = self.deploy()
+        assert deployment.exit_code == 0, deployment.output
+        parent = self.post("parents", {"name": "PUMP-1"})
+        self.post("children", {"parent_id": parent["id"], "name": "SEAL-7", "quantity": 4})
+        return deployment
 
     def deploy_beside(self, stack: str, family: str) -> Deployment:
         """``cdk deploy DevStack`` while a ``cdk deploy`` of another stack waits for its migration.
