@@ -63,9 +63,7 @@ class Tasks:
                 if self.runs(task):
                     return task
                 self.stop(task, "a newer migration replaces this one")
-            if self.aws.now() >= deadline:
-                raise NotStartedError("There is no time left to run the migration's task. Nothing more has changed.")
-            answer = self._run_or_adopt(is_over)
+            answer = self._run_or_adopt(deadline, is_over)
             if answer["tasks"]:
                 started: Task = answer["tasks"][0]
                 return started
@@ -195,9 +193,11 @@ class Tasks:
                 return
             position = {"nextToken": page["nextToken"]}
 
-    def _run_or_adopt(self, is_over: Callable[[], bool]) -> dict[str, Any]:
+    def _run_or_adopt(self, deadline: float, is_over: Callable[[], bool]) -> dict[str, Any]:
         # Lambda delivers an event again whose invocation was lost: the failure of an earlier delivery is no answer.
         for attempt in range(1, MAX_ATTEMPTS + 1):
+            if self.aws.now() >= deadline:
+                raise NotStartedError("There is no time left to run the migration's task. Nothing more has changed.")
             answer = self._run(attempt, is_over)
             stopped = [task for task in answer["tasks"] if task["lastStatus"] == STOPPED]
             if all(has_succeeded(task, self.request) for task in stopped):

@@ -99,11 +99,11 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
             # The rollback, or the delete, may have looked before there was a task.
             tasks.stop({"taskArn": watch.task}, ROLLED_BACK)
             return too_late()
-        if tasks.passed_over:
-            # Their invocation, or the answer to its call, was lost: what they have done must not be.
-            learned = learn(tasks, request, deployment, tasks.passed_over)
-            write_record(aws, request, replace(learned, running=True))
-    return follow(event, context, aws, watch)
+    if not tasks.passed_over:
+        return follow(event, context, aws, watch)
+    # Their invocation, or the answer to its call, was lost: what they have done must not be.
+    learned = replace(learn(tasks, request, deployment, tasks.passed_over), running=True)
+    return follow(event, context, aws, watch, learned)
 
 
 def _open(aws: Aws, request: Request, status: str) -> tuple[Action, Record, Record]:

@@ -50,11 +50,22 @@ def start(tasks: Tasks, began: float, is_over: Callable[[], bool]) -> Watch:
     return Watch(task["taskArn"], task["createdAt"].timestamp(), deadline, downgrades=tasks.request.downgrades)
 
 
-def follow(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> Answer | None:
-    """Wait for the task, and judge it; no answer when the watch goes on in another invocation."""
+def follow(event: dict[str, Any], context: Any, aws: Aws, watch: Watch, learned: Record | None = None) -> Answer | None:
+    """Wait for the task, and judge it; no answer when the watch goes on in another invocation.
+
+    Args:
+        event: CloudFormation's.
+        context: Lambda's.
+        aws: the world.
+        watch: of the task.
+        learned: what is to be recorded first of earlier tasks of the same request; None for nothing.
+    """
     request = Request.parse_downgrade(event) if watch.downgrades else Request.parse(event)
     tasks = Tasks(aws, request)
     try:
+        if learned:
+            # The task must not go on without it: what becomes of it is recorded on top.
+            write_record(aws, request, learned)
         task = tasks.watch(
             watch.task,
             watch.deadline,

@@ -435,6 +435,45 @@ def test_an_event_that_is_delivered_without_end_is_refused_in_one_sentence() -> 
     assert len(world.tasks) == 10
 
 
+def test_what_the_task_of_a_lost_invocation_has_done_is_recorded_although_cloudformation_does_not_answer() -> None:
+    # The first task may have moved the schema when it is killed; the second never starts.
+    world = World([Run(exit_code=137, said=None), Run(exit_code=None, said=None)], recorded=MIGRATED)
+    world.after(15, die)
+    with pytest.raises(LambdaTimeout):
+        world.deliver("Update", Fingerprint="newer")
+    world.sleep(30)
+    asked_before_the_tasks = 3
+    world.faults["DescribeStacks"] = [*[None] * asked_before_the_tasks, fault("InternalServerError", status=500)]
+    assert world.deliver_again()["Status"] == "FAILED"
+    assert world.faults["DescribeStacks"] == []
+    assert len(world.tasks) == 2
+    assert json.loads(world.recorded)["after"] == "-"
+
+
+def test_a_task_does_not_go_on_without_a_record_of_what_the_one_before_it_has_done() -> None:
+    world = World([Run(exit_code=137, said=None), Run(seconds=600)], recorded=MIGRATED)
+    world.after(15, die)
+    with pytest.raises(LambdaTimeout):
+        world.deliver("Update", Fingerprint="newer")
+    world.sleep(30)
+    world.faults["PutParameter"] = [None, *[fault("InternalServerError", service="ssm", status=500)] * 99]
+    assert world.deliver_again()["Status"] == "FAILED"
+    assert len(world.tasks) == 2
+    assert not world.running
+    assert json.loads(world.recorded)["running"] is True
+
+
+def test_no_task_is_started_anew_when_the_time_is_up_while_ecs_does_not_answer() -> None:  # C1
+    world = World([Run(exit_code=137, said=None)], recorded=MIGRATED)
+    world.after(15, die)
+    with pytest.raises(LambdaTimeout):
+        world.deliver("Update", Fingerprint="newer", Timeout="60")
+    world.sleep(40)
+    world.faults["RunTask"] = [fault("InternalServerError", status=500)] * 3
+    assert "no time left" in world.deliver_again()["Reason"]
+    assert len(world.tasks) == 1
+
+
 def test_the_same_event_after_a_success_starts_no_task_whatever_became_of_a_sidecar() -> None:  # C3
     world = World([Run(sidecars=[{"name": "aws-guardduty-agent-4f1c", "exitCode": 137}])])
     assert world.deliver("Update")["Status"] == "SUCCESS"

@@ -79,13 +79,13 @@ class Run:
 
 @dataclass
 class World:
-    """All of it at once: give it runs and faults, deliver requests, read the answers."""
+    """All of it at once: give it runs and faults, one for each call or None, deliver requests, read the answers."""
 
     runs: list[Run] = field(default_factory=list)
     stack_status: str = "UPDATE_IN_PROGRESS"
     rolled_back_at: float = 0
     recorded: str = "none"
-    faults: dict[str, list[Exception]] = field(default_factory=dict)
+    faults: dict[str, list[Exception | None]] = field(default_factory=dict)
     no_room: int = 0
     silent_reads: int = 0
     unseen_for: float = 0
@@ -202,8 +202,8 @@ class World:
                 report = ParamValidator().validate(parameters, shape)
                 assert not report.has_errors(), report.generate_report()
                 self.calls.append((operation, parameters))
-                if faults := self.faults.get(operation):
-                    raise faults.pop(0)
+                if (faults := self.faults.get(operation)) and (one := faults.pop(0)):
+                    raise one
                 return operations[operation](**parameters)
 
             return called
