@@ -73,6 +73,25 @@ class Aws:
             pause = min(2 * pause, 15.0)
 
 
+def phase_began(aws: Aws, stack_id: str, is_phase: Callable[[str], bool]) -> float:
+    """When the stack last went into a phase, in whole seconds since the epoch; 0 when it never did.
+
+    Args:
+        aws: the world.
+        stack_id: the stack's ARN.
+        is_phase: whether the phase has a status of the stack.
+    """
+    position: dict[str, Any] = {}
+    while True:
+        page = aws.call(aws.cloudformation.describe_stack_events, StackName=stack_id, **position)
+        for one in page["StackEvents"]:
+            if one["PhysicalResourceId"] == stack_id and is_phase(one.get("ResourceStatus", "")):
+                return float(int(one["Timestamp"].timestamp()))
+        if "NextToken" not in page:
+            return 0.0
+        position = {"NextToken": page["NextToken"]}
+
+
 def passes(error: Exception, waited: float) -> bool:
     """Whether the failure is likely to pass: throttling, an outage, or a permission that has yet to propagate.
 

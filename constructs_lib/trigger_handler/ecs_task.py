@@ -15,6 +15,8 @@ STOPPED = "STOPPED"
 MAX_ATTEMPTS = 10
 START_PATIENCE = 300.0
 MISSING_PATIENCE = 120.0
+# ECS is consistent only eventually: a task that was started just now may not be listed yet.
+VISIBLE_SECONDS = 30.0
 # A container gets 120 seconds to end; CloudFormation stops listening 180 seconds after the deadline.
 STOP_PATIENCE = 140.0
 LOG_TRIES = 3

@@ -10,7 +10,7 @@ from typing import Any
 
 import cfn_response
 import notice
-from aws import CALL_ERRORS, PATIENCE, Aws, as_far_as_possible, passes
+from aws import CALL_ERRORS, PATIENCE, Aws, as_far_as_possible, passes, phase_began
 from cfn_response import MAX_REASON, Answer, ascii_line, failed, succeeded, too_late
 from decision import Action, asks_for_downgrade, decide, goes_on, rolls_back
 from ecs_task import NotStartedError, Tasks, TooLateError
@@ -21,6 +21,8 @@ from watch import Watch, follow, learn, start
 
 LOGGER = logging.getLogger(__name__)
 LOGGER.setLevel(logging.INFO)
+# Lambda delivers an event within a few seconds, and again after a minute.
+PROMPT_SECONDS = 20.0
 # ResponseURL is signed: whoever reads it can answer in our place.
 LOGGED = ("RequestType", "StackId", "RequestId", "LogicalResourceId", "PhysicalResourceId", "Continuation")
 
@@ -75,6 +77,8 @@ def _stack_status(event: dict[str, Any], aws: Aws, patience: float = PATIENCE) -
 
 def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answer | None:
     request = Request.parse(event)
+    if _is_of_earlier_operation(request, aws):
+        return too_late()
     tasks = Tasks(aws, request)
     action, record, deployment = _open(aws, request, status)
     if action is Action.REFUSE:
@@ -85,7 +89,8 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
 
     def is_over() -> bool:
         # What SSM answers may be older than what has been written: only a newer request in it is an objection.
-        return not goes_on(_stack_status(event, aws, 0)) or read_record(aws, request, 0).refuses_upgrade(request)
+        over = not goes_on(_stack_status(event, aws, 0)) or read_record(aws, request, 0).refuses_upgrade(request)
+        return over or _is_of_earlier_operation(request, aws)
 
     try:
         watch = start(tasks, deployment.began, is_over)
@@ -104,6 +109,12 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
     # Their invocation, or the answer to its call, was lost: what they have done must not be.
     learned = replace(learn(tasks, request, deployment, tasks.passed_over), running=True)
     return follow(event, context, aws, watch, learned)
+
+
+def _is_of_earlier_operation(request: Request, aws: Aws) -> bool:
+    """Whether the stack has begun anew since the request was sent; asked only when that is a while ago."""
+    late = request.sent > 0 and aws.now() - request.sent > PROMPT_SECONDS
+    return late and request.sent < phase_began(aws, request.stack_id, goes_on)
 
 
 def _open(aws: Aws, request: Request, status: str) -> tuple[Action, Record, Record]:

@@ -6,10 +6,10 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from aws import Aws, as_far_as_possible
+from aws import Aws, as_far_as_possible, phase_began
 from cfn_response import UNKNOWN, Answer, failed, succeeded, too_late
 from decision import Undo, rolls_back, undo
-from ecs_task import STOPPED, NotStartedError, Tasks, TooLateError
+from ecs_task import STOPPED, VISIBLE_SECONDS, NotStartedError, Tasks, TooLateError
 from outcome import kept, stuck
 from record import SHORT_PATIENCE, Record, read_record, write_record
 from request import Request
@@ -17,8 +17,6 @@ from watch import Watch, follow, learn, start
 
 LOGGER = logging.getLogger(__name__)
 ROLLED_BACK = "its deployment is being rolled back."
-# ECS is consistent only eventually, and a request that is cancelled may be about to start its task.
-VISIBLE_SECONDS = 30.0
 CLOCK_SKEW = 5.0
 
 
@@ -26,8 +24,8 @@ def let_go(event: dict[str, Any], aws: Aws) -> Answer:
     """Stop what still runs, as far as that can be done: a resource that won't be deleted blocks its whole stack."""
     with as_far_as_possible("a task of the migration may still run"):
         request = Request.parse(event)
-        record = Record()
-        with as_far_as_possible("a task that is about to start may be missed"):
+        record = _unread(aws)
+        with as_far_as_possible("what the deployment has done is not known"):
             record = read_record(aws, request, SHORT_PATIENCE)
             if record.running:
                 write_record(aws, request, record.taken_back_by(request), SHORT_PATIENCE)
@@ -40,14 +38,15 @@ def keep_schema(event: dict[str, Any], aws: Aws) -> Answer:
 
     Nothing fails this answer, or the whole stack would be stuck in UPDATE_ROLLBACK_FAILED.
     """
-    record, all_stopped = Record(), False
+    record, all_stopped = _unread(aws), False
     with as_far_as_possible("what the rollback leaves is not known"):
         request = Request.parse(event)
         with as_far_as_possible("what the deployment has done is not known"):
             record = read_record(aws, request, SHORT_PATIENCE)
             if record.refuses_rollback(request):
                 return too_late()
-            record = record.taken_back_by(request)
+        record = record.taken_back_by(request)
+        with as_far_as_possible("the rollback is not recorded yet"):
             write_record(aws, request, record, SHORT_PATIENCE)
         upgrade = Request.parse(event, "OldResourceProperties") if event.get("OldResourceProperties") else request
         record, all_stopped = _end_upgrade(Tasks(aws, upgrade), upgrade, record, ROLLED_BACK)
@@ -77,7 +76,7 @@ def take_back(event: dict[str, Any], context: Any, aws: Aws, watch: Watch | None
 
 def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) -> Answer | None:
     record = read_record(aws, request)
-    if record.refuses_rollback(request) or 0 < request.sent < _rollback_began(event, aws):
+    if record.refuses_rollback(request) or 0 < request.sent < phase_began(aws, request.stack_id, rolls_back):
         return too_late()
     upgrade = Request.parse(event, "OldResourceProperties")
     if record.release != upgrade.release:
@@ -106,19 +105,6 @@ def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) 
             return replace(succeeded(kept(request, record), record.after, record.after), alarming=True)
 
 
-def _rollback_began(event: dict[str, Any], aws: Aws) -> float:
-    """When the stack began to roll back, in whole seconds; an event that was sent earlier is the upgrade's own."""
-    position: dict[str, Any] = {}
-    while True:
-        page = aws.call(aws.cloudformation.describe_stack_events, StackName=event["StackId"], **position)
-        for one in page["StackEvents"]:
-            if one["PhysicalResourceId"] == event["StackId"] and rolls_back(one.get("ResourceStatus", "")):
-                return float(int(one["Timestamp"].timestamp()))
-        if "NextToken" not in page:
-            return 0.0
-        position = {"NextToken": page["NextToken"]}
-
-
 def _end_upgrade(tasks: Tasks, upgrade: Request, record: Record, reason: str) -> tuple[Record, bool]:
     """Stop what still runs of the deployment, other than its way back, and find out what its upgrade has done.
 
@@ -144,6 +130,11 @@ def _end_upgrade(tasks: Tasks, upgrade: Request, record: Record, reason: str) ->
         # Whoever watched them is gone, and the last of them may be one that ECS has lost.
         learned = replace(learned, fingerprint=UNKNOWN, after=UNKNOWN)
     return learned, all(task["lastStatus"] == STOPPED for task in stopped)
+
+
+def _unread(aws: Aws) -> Record:
+    """What is known when the record can't be read: a task may be about to start."""
+    return Record(running=True, began=aws.now())
 
 
 def _close(aws: Aws, request: Request, record: Record) -> None:

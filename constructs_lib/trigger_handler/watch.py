@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aws import Aws, as_far_as_possible
+from aws import PATIENCE, Aws, as_far_as_possible, passes
 from cfn_response import UNKNOWN, Answer, failed, succeeded
-from ecs_task import NotStartedError, Task, Tasks
+from ecs_task import VISIBLE_SECONDS, NotStartedError, Task, Tasks
 from outcome import Outcome, judge, stuck
 from record import SHORT_PATIENCE, Record, read_record, write_record
 from request import Request
@@ -43,9 +43,9 @@ def start(tasks: Tasks, began: float, is_over: Callable[[], bool]) -> Watch:
         task = tasks.start(deadline, is_over)
     except NotStartedError:
         raise
-    except Exception:
+    except Exception as error:
         # ECS may have started it, and only its answer was lost.
-        _stop_all(tasks)
+        _stop_all(tasks, VISIBLE_SECONDS if passes(error, PATIENCE) else 0)
         raise
     return Watch(task["taskArn"], task["createdAt"].timestamp(), deadline, downgrades=tasks.request.downgrades)
 
@@ -102,11 +102,22 @@ def _hand_on(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> Non
     aws.call(aws.lambda_client.invoke, FunctionName=own_name, InvocationType="Event", Payload=payload)
 
 
-def _stop_all(tasks: Tasks) -> None:
-    """So that no task goes on after an answer that says nothing of it."""
+def _stop_all(tasks: Tasks, seconds: float = 0) -> None:
+    """So that no task goes on after an answer that says nothing of it.
+
+    Args:
+        tasks: of the migration.
+        seconds: for how long to look for one; by default once.
+    """
+    give_up = tasks.aws.now() + seconds
     with as_far_as_possible("a task of the migration may still run"):
-        for task in tasks.unfinished():
-            tasks.stop(task, TRIGGER_FAILED)
+        while True:
+            unfinished = tasks.unfinished()
+            for task in unfinished:
+                tasks.stop(task, TRIGGER_FAILED)
+            if unfinished or tasks.aws.now() >= give_up:
+                return
+            tasks.aws.sleep(2)
 
 
 def _record_outcome(aws: Aws, request: Request, outcome: Outcome) -> None:

@@ -310,7 +310,7 @@ class Simulation:
         self.stacks = 0
         self.status = "-"
         self.stack_id = ""
-        self.rollback_began = 0.0
+        self.update_began = self.rollback_began = 0.0
         self.current: Release | None = None
         self.stable: Release | None = None
         self.deployment = 0
@@ -377,7 +377,7 @@ class Simulation:
         if older.properties == release.properties:
             return None
         self.deployment += 1
-        self.status = "UPDATE_IN_PROGRESS"
+        self.status, self.update_began = "UPDATE_IN_PROGRESS", self.clock.now
         self.note(f"deploy {release}")
         self.current = release
         sent = self._send("update", release, older, f"update-{release.image}" if same_id else None)
@@ -503,9 +503,17 @@ class Simulation:
         return {"Stacks": [{"StackStatus": self.status if StackName == self.stack_id else "DELETE_COMPLETE"}]}
 
     def _stack_events(self, *, StackName: str) -> dict[str, Any]:  # noqa: N803
-        began = datetime.fromtimestamp(self.rollback_began, UTC)
-        happened = {"ResourceStatus": "UPDATE_ROLLBACK_IN_PROGRESS", "Timestamp": began}
-        return {"StackEvents": [{"PhysicalResourceId": StackName, **happened}]}
+        began = {"UPDATE_ROLLBACK_IN_PROGRESS": self.rollback_began, "UPDATE_IN_PROGRESS": self.update_began}
+        return {
+            "StackEvents": [
+                {
+                    "PhysicalResourceId": StackName,
+                    "ResourceStatus": status,
+                    "Timestamp": datetime.fromtimestamp(at, UTC),
+                }
+                for status, at in began.items()
+            ]
+        }
 
     def _put_answer(self, url: str, content: bytes) -> None:
         self._latency()

@@ -437,7 +437,10 @@ def test_an_event_that_is_delivered_without_end_is_refused_in_one_sentence() -> 
 
 def test_what_the_task_of_a_lost_invocation_has_done_is_recorded_although_cloudformation_does_not_answer() -> None:
     # The first task may have moved the schema when it is killed; the second never starts.
-    world = World([Run(exit_code=137, said=None), Run(exit_code=None, said=None)], recorded=MIGRATED)
+    world = World(
+        [Run(exit_code=137, said=None), Run(exit_code=None, stop_code="TaskFailedToStart", said=None)],
+        recorded=MIGRATED,
+    )
     world.after(15, die)
     with pytest.raises(LambdaTimeout):
         world.deliver("Update", Fingerprint="newer")

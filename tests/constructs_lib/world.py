@@ -83,6 +83,7 @@ class World:
 
     runs: list[Run] = field(default_factory=list)
     stack_status: str = "UPDATE_IN_PROGRESS"
+    updated_at: float = 0
     rolled_back_at: float = 0
     recorded: str = "none"
     faults: dict[str, list[Exception | None]] = field(default_factory=dict)
@@ -318,9 +319,17 @@ class World:
     def _stack_events(self, *, StackName: str, NextToken: str = "") -> dict[str, Any]:  # noqa: N803
         if not NextToken:
             return {"StackEvents": [{"PhysicalResourceId": "some-service"}], "NextToken": "next"}
-        began = datetime.fromtimestamp(self.rolled_back_at, UTC)
-        happened = {"ResourceStatus": "UPDATE_ROLLBACK_IN_PROGRESS", "Timestamp": began}
-        return {"StackEvents": [{"PhysicalResourceId": StackName, **happened}]}
+        began = {"UPDATE_ROLLBACK_IN_PROGRESS": self.rolled_back_at, "UPDATE_IN_PROGRESS": self.updated_at}
+        return {
+            "StackEvents": [
+                {
+                    "PhysicalResourceId": StackName,
+                    "ResourceStatus": status,
+                    "Timestamp": datetime.fromtimestamp(at, UTC),
+                }
+                for status, at in began.items()
+            ]
+        }
 
     def _hand_on(self, *, Payload: bytes, **_: Any) -> dict[str, Any]:  # noqa: N803
         self.invocations.append(json.loads(Payload))
