@@ -1,26 +1,10 @@
-"""The command line: upgrade, status, downgrade."""
+"""The command line; a run that has nothing to do ends before the rest is imported."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from migration_runner.report import Report
-from migration_runner.runner import Request, run
-
-EXIT_CODES = """\
-exit codes:
-    0  the schema is at the target
-    1  a migration failed; for status: revisions are pending
-    2  wrong use: no revisions, several heads, a broken chain, bad settings, an unknown revision
-    3  the database can't be reached, or the session was lost
-    5  the database is at a revision that this image does not have
-    6  the database refused the credentials
-  130  interrupted with Ctrl-C
-"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,62 +16,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         the exit code.
     """
-    parsed = _parser().parse_args(arguments)
-    request = Request(parsed.command, parsed.config, parsed.wait, getattr(parsed, "revision", None))
-    return run(request, os.environ, Report.of_process())
+    from migration_runner.quick import at_target
 
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if at_target(given, os.environ):
+        return 0
+    from migration_runner.cli import main as command
 
-def _parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument(
-        "--config",
-        type=Path,
-        default=Path(os.environ.get("ALEMBIC_CONFIG") or "alembic.ini"),
-        metavar="FILE",
-        help="Alembic's configuration (default: ALEMBIC_CONFIG, or alembic.ini in the working directory)",
-    )
-    options.add_argument(
-        "--wait",
-        type=seconds,
-        default=60.0,
-        metavar="SECONDS",
-        help="how long to wait for the database (default: 60)",
-    )
-    parser = argparse.ArgumentParser(
-        prog="python -m migration_runner",
-        description="Migrate the database that DATABASE_SECRET or DATABASE_URL names.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, summary, example in (
-        ("upgrade", "apply the revisions up to the newest, or to REVISION", "upgrade --wait 120"),
-        ("status", "show where the schema is and which revisions are pending", "status --config service/alembic.ini"),
-        ("downgrade", "take revisions back down to REVISION", "downgrade -1"),
-    ):
-        added = commands.add_parser(
-            name,
-            parents=[options],
-            help=summary,
-            description=f"{summary.capitalize()}.",
-            epilog=f"example: python -m migration_runner {example}",
-        )
-        if name == "upgrade":
-            added.add_argument("revision", nargs="?", metavar="REVISION", help="a whole revision id (default: newest)")
-        if name == "downgrade":
-            added.add_argument(
-                "revision", metavar="REVISION", help="a whole revision id, base, or -1 for one step back"
-            )
-    return parser
-
-
-def seconds(text: str) -> float:
-    """A time to wait, from 0 to 3600; argparse shows this function's name when it is no number."""
-    number = float(text)
-    if not 0 <= number <= 3600:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
-    return number
+    return command(given)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

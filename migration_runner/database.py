@@ -1,72 +1,61 @@
-"""The database that the environment names: connection settings, TLS, and waiting until it answers."""
+"""Waiting until the database answers, and what may be told about its errors."""
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain, count
-from pathlib import Path
+from itertools import count
 from typing import Any
 
 import psycopg2
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from psycopg2.extensions import connection
+from sqlalchemy import URL
+from sqlalchemy.exc import DBAPIError
 
-from migration_runner.report import ExitCode, Report, RunError
+from migration_runner.errors import ExitCode, RunError
+from migration_runner.report import Report
 
 DRIVER = "postgresql+psycopg2"
-# The certificate authorities of Amazon RDS in every region.
-RDS_BUNDLE = Path(__file__).with_name("rds-global-bundle.pem")
 # The server ended the session: shutdown, crash, failover, timeouts of idle sessions.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 SESSION_ENDED = re.compile(r"08...|57P0[1235]|25P0[34]")
 
 
-class SettingsError(RunError):
-    """The environment does not name a database; the message holds no part of what it says."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, exit_code=ExitCode.WRONG_USE, kind="SettingsError")
-
-
-def database_url(environment: Mapping[str, str]) -> URL:
-    """Where the database is and how to log in.
+def sqlalchemy_url(parameters: Mapping[str, str], driver: str = DRIVER) -> URL:
+    """The same for SQLAlchemy.
 
     Args:
-        environment: with one of two variables. DATABASE_SECRET is the JSON of an RDS secret (username, password, host,
-            port, dbname); DATABASE_HOST, DATABASE_PORT and DATABASE_NAME fill in or override the last three, and the
-            server's certificate is verified unless PGSSLMODE says otherwise, against PGSSLROOTCERT or the authorities
-            of RDS. DATABASE_URL is taken as it is, with libpq's defaults.
-
-    Raises:
-        SettingsError: both or none are set, or the one that is set can't be used.
+        parameters: libpq's.
+        driver: SQLAlchemy's name of dialect and driver.
     """
-    secret, url = environment.get("DATABASE_SECRET"), environment.get("DATABASE_URL")
-    if bool(secret) == bool(url):
-        found = "both are" if secret else "neither is"
-        raise SettingsError(f"Set either DATABASE_SECRET or DATABASE_URL: {found} set.")
-    read = _from_secret(secret, environment) if secret else _from_url(url or "")
-    texts = (read.username, read.password, read.host, read.database, *chain(*read.normalized_query.values()))
-    if any(re.search("[\0\ud800-\udfff]", text) for text in texts if text):
-        name = "DATABASE_SECRET" if secret else "DATABASE_URL"
-        raise SettingsError(f"{name} holds a character that PostgreSQL can't take, NUL or a lone surrogate: remove it.")
-    return read
+    others = dict(parameters)
+    user, password, database = (others.pop(name, None) for name in ("user", "password", "dbname"))
+    host, port = others.pop("host", None), others.pop("port", None)
+    if "," in (host or ""):
+        # SQLAlchemy's way of several hosts.
+        hosts = (host or "").split(",")
+        ports = (port or "5432").split(",")
+        ports = ports * len(hosts) if len(ports) == 1 else ports
+        addresses = tuple(f"{one}:{at}" for one, at in zip(hosts, ports, strict=True))
+        return URL.create(driver, user, password, database=database, query={**others, "host": addresses})
+    return URL.create(driver, user, password, host, int(port) if port else None, database, others)
 
 
-def password_of(url: URL, environment: Mapping[str, str]) -> str | None:
-    """What libpq logs in with, wherever it stands: in the URL, in its parameters or in PGPASSWORD."""
-    among_parameters = url.normalized_query.get("password", ())
-    return url.password or "".join(among_parameters) or environment.get("PGPASSWORD")
+def connect(parameters: Mapping[str, str], timeout: int) -> connection:
+    """A connection in autocommit; after so many seconds, two at least, an address that does not answer is given up."""
+    settings: dict[str, Any] = {"connect_timeout": timeout, **parameters}
+    opened: connection = psycopg2.connect(**settings)
+    opened.autocommit = True
+    return opened
 
 
-def wait_for(url: URL, seconds: float, report: Report) -> None:
-    """Return once the database lets us in.
+def wait_for(parameters: Mapping[str, str], seconds: float, report: Report) -> connection:
+    """A connection, in autocommit, once the database lets us in.
 
     Args:
-        url: the database.
+        parameters: libpq's.
         seconds: how long to try; there is always one try.
         report: gets a line per failed try.
 
@@ -74,13 +63,12 @@ def wait_for(url: URL, seconds: float, report: Report) -> None:
         RunError: it can't be reached in time, or for a reason that waiting does not mend.
     """
     deadline = time.monotonic() + seconds
-    arguments, parameters = url.get_dialect()().create_connect_args(url)
     for attempt in count(1):
         left = deadline - time.monotonic()
         # libpq knows no timeout below two seconds.
         timeout = int(max(2, min(10, left)))
         try:
-            psycopg2.connect(*arguments, **{"connect_timeout": timeout, **parameters}).close()
+            return connect(parameters, timeout)
         except psycopg2.Error as error:
             refusal = connection_refusal(error)
             left = deadline - time.monotonic()
@@ -94,8 +82,7 @@ def wait_for(url: URL, seconds: float, report: Report) -> None:
                 seconds_left=round(left, 1),
             )
             time.sleep(min(left, 2, 0.1 * 2**attempt))
-        else:
-            return
+    raise AssertionError
 
 
 class UnreachableError(RunError):
@@ -111,7 +98,7 @@ class UnreachableError(RunError):
         self.reason = reason
 
 
-def connection_refusal(error: psycopg2.Error) -> RunError:
+def connection_refusal(error: BaseException) -> RunError:
     """Why a connection could not be made.
 
     libpq hands a failed connection over as text, without SQLSTATE. The text names users and addresses and may come
@@ -137,33 +124,36 @@ def database_failure(error: BaseException, revision: str | None) -> RunError | N
     That is SQLSTATE and the server's primary message: detail, hint, context and the driver's text hold values.
 
     Args:
-        error: what was raised, by SQLAlchemy or by psycopg2.
+        error: what was raised, by SQLAlchemy, psycopg2 or psycopg.
         revision: the revision that was running.
     """
     cause = error.orig if isinstance(error, DBAPIError) else error
-    if not isinstance(cause, psycopg2.Error):
+    # psycopg2 and psycopg name the class of an error alike, but not its code.
+    sqlstate = getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None)
+    diagnosis = getattr(cause, "diag", None)
+    if cause is None or diagnosis is None:
         return None
-    if str(cause).startswith(("connection to server", "could not translate host name")):
+    if str(cause).startswith(("connection to server", "could not translate host name", "connection failed")):
         return connection_refusal(cause)
-    # psycopg2 raises an OperationalError without SQLSTATE when the connection breaks under it.
-    broken = isinstance(cause, psycopg2.OperationalError) and not cause.pgcode
+    # Both raise an OperationalError without SQLSTATE when the connection breaks under them.
+    broken = type(cause).__name__ == "OperationalError" and not sqlstate
     broken = broken or (isinstance(error, DBAPIError) and error.connection_invalidated)
-    if broken or SESSION_ENDED.fullmatch(cause.pgcode or ""):
+    if broken or SESSION_ENDED.fullmatch(sqlstate or ""):
         return RunError(
             "The session with the database was lost.",
             exit_code=ExitCode.UNREACHABLE,
             kind="SessionLost",
-            sqlstate=cause.pgcode,
+            sqlstate=sqlstate,
             revision=revision,
             hint="The transaction was rolled back; it is safe to run this again.",
         )
-    if not cause.diag.message_primary:
+    if not diagnosis.message_primary:
         return None
     return RunError(
-        cause.diag.message_primary,
+        diagnosis.message_primary,
         exit_code=ExitCode.FAILED,
         kind=type(cause).__name__,
-        sqlstate=cause.pgcode,
+        sqlstate=sqlstate,
         revision=revision,
     )
 
@@ -257,61 +247,3 @@ REASONS_TO_WAIT = (
     (r"starting up|shutting down|recovery|not yet accepting", "it is starting or stopping"),
     (r"too many (clients|connections)|connection slots", "it has no connection free"),
 )
-
-
-def _from_secret(secret: str, environment: Mapping[str, str]) -> URL:
-    try:
-        given = json.loads(secret)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
-        # Not even the parser's message: it quotes the text.
-        raise SettingsError("DATABASE_SECRET is not a JSON object: give it the value of an RDS secret.")
-    overrides = {"host": "DATABASE_HOST", "port": "DATABASE_PORT", "dbname": "DATABASE_NAME"}
-    fields: dict[str, Any] = {
-        "port": 5432,
-        **given,
-        **{key: environment[name] for key, name in overrides.items() if environment.get(name)},
-    }
-    missing = [key for key in ("username", "password", "host", "dbname") if not fields.get(key)]
-    if missing:
-        others = [overrides[key] for key in missing if key in overrides]
-        instead = f", or set {' and '.join(others)}" if others else ""
-        raise SettingsError(f"DATABASE_SECRET lacks {' and '.join(missing)}: add it{instead}.")
-    if not all(isinstance(fields[key], str) for key in ("username", "password", "host", "dbname")):
-        raise SettingsError("DATABASE_SECRET must have text as username, password, host and dbname.")
-    sslmode = environment.get("PGSSLMODE") or "verify-full"
-    query = {"sslmode": sslmode}
-    # With a root certificate, libpq verifies even in the mode "require".
-    if sslmode.startswith("verify-"):
-        query["sslrootcert"] = environment.get("PGSSLROOTCERT") or str(RDS_BUNDLE)
-    return URL.create(
-        DRIVER,
-        username=fields["username"],
-        password=fields["password"],
-        host=fields["host"],
-        port=_port(fields["port"]),
-        database=fields["dbname"],
-        query=query,
-    )
-
-
-def _port(port: object) -> int:
-    text = str(port)
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
-        raise SettingsError("The port in DATABASE_SECRET or DATABASE_PORT must be a number from 1 to 65535.")
-    return int(text)
-
-
-def _from_url(text: str) -> URL:
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        # An unescaped password can end up in the port, and so in the parser's message.
-        raise SettingsError(
-            "DATABASE_URL can't be read: write postgresql://user:password@host:5432/dbname, "
-            "with %-escapes for special characters."
-        ) from None
-    if url.drivername not in ("postgres", "postgresql", DRIVER):
-        raise SettingsError(f"DATABASE_URL must begin with postgresql://, postgres:// or {DRIVER}://.")
-    return url.set(drivername=DRIVER)

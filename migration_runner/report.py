@@ -10,67 +10,26 @@ import io
 import json
 import os
 import re
-import secrets
+import select
 import sys
 import threading
 import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import IntEnum
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import TextIO
 from urllib.parse import quote, quote_plus
 
+from migration_runner.errors import ExitCode, RunError
+
 GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"
+# The begun line gives way to the next one.
+CLEAR = "\r\033[K"
+BASE = "base"
 # The quotation marks of PostgreSQL's messages in its languages.
 QUOTES = '"„“”«»'
-# 32 hexadecimal digits and the end of the line.
-MARK_LENGTH = 33
-
-
-class ExitCode(IntEnum):
-    """How a run ended; the trigger decides by it."""
-
-    AT_TARGET = 0
-    FAILED = 1
-    WRONG_USE = 2
-    UNREACHABLE = 3
-    AHEAD = 5
-    REFUSED = 6
-    INTERRUPTED = 130
-
-
-class RunError(Exception):
-    """A run can't reach its target.
-
-    Args:
-        message: one sentence for a person; never a driver's text, a URL, a parameter or a secret.
-        exit_code: how the process ends.
-        kind: what is wrong, in one word: PostgreSQL's name of the condition, or the runner's.
-        sqlstate: PostgreSQL's code of the condition.
-        revision: the revision that was running.
-        hint: what to do next.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        exit_code: ExitCode,
-        kind: str,
-        sqlstate: str | None = None,
-        revision: str | None = None,
-        hint: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.exit_code = exit_code
-        self.kind = kind
-        self.sqlstate = sqlstate
-        self.revision = revision
-        self.hint = hint
 
 
 @dataclass
@@ -78,7 +37,7 @@ class Result:
     """What a run did; filled in while it goes on, so that it is true whenever the run ends.
 
     Args:
-        command: upgrade, downgrade or status.
+        command: upgrade, downgrade, stamp and so on.
         start: the revisions of the schema before the run: one, as a rule; none of an empty schema; None when not seen.
         at: the revisions after the run, as for ``start``.
         target: the revision to reach; None for an empty schema.
@@ -105,19 +64,21 @@ class Report:
 
     Args:
         stream: a sentence per line when it is a terminal, JSON otherwise.
+        as_json: JSON on a terminal too.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, as_json: bool = False) -> None:
         self._stream: TextIO | None = stream
-        self._on_terminal = stream.isatty()
+        self.for_person = stream.isatty() and not as_json
         # Lines come from the run and from the thread that reads what others write.
         self._lock = threading.RLock()
         self._password = ""
         self._pipe: int | None = None
-        self._marks: dict[bytes, threading.Event] = {}
+        self._begun = b""
+        self._progress = False
 
     @classmethod
-    def of_process(cls) -> Report:
+    def of_process(cls, *, as_json: bool = False) -> Report:
         """A report to standard output, where from now on nothing else is written.
 
         Until the process ends, its descriptors 1 and 2, which child processes inherit, lead into a pipe, and each line
@@ -127,15 +88,17 @@ class Report:
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
-        report = cls(os.fdopen(os.dup(1), "w", errors="backslashreplace"))
-        reading, report._pipe = os.pipe()
+        report = cls(os.fdopen(os.dup(1), "w", errors="backslashreplace"), as_json=as_json)
+        report._pipe, writing = os.pipe()
+        os.set_blocking(report._pipe, False)
         for stream in (sys.stdout, sys.stderr):
             # None when it was closed.
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(encoding="utf-8", errors="backslashreplace", line_buffering=True)
-        os.dup2(report._pipe, 1)
-        os.dup2(report._pipe, 2)
-        threading.Thread(target=report._pass_on, args=[os.fdopen(reading, "rb")], daemon=True).start()
+        os.dup2(writing, 1)
+        os.dup2(writing, 2)
+        os.close(writing)
+        threading.Thread(target=report._keep_reading, args=[report._pipe], daemon=True).start()
         return report
 
     def hide(self, password: str | None) -> None:
@@ -143,63 +106,93 @@ class Report:
         self._password = password or ""
 
     def event(self, name: str, sentence: str, **fields: object) -> None:
-        """Say that something happened: the sentence on a terminal, name and fields elsewhere."""
-        self._catch_up()
-        self._say(name, sentence, **fields)
+        """Say that something happened: the sentence on a terminal, unless it is empty, name and fields elsewhere."""
+        with self._lock:
+            self._catch_up()
+            self._say(name, sentence, **fields)
+
+    def progress(self, name: str, sentence: str, **fields: object) -> None:
+        """The same, but on a terminal the sentence stays only until the next one."""
+        with self._lock:
+            self._catch_up()
+            if self.for_person:
+                self._line(sentence, end="")
+                self._progress = True
+            else:
+                self._say(name, sentence, **fields)
 
     def result(self, result: Result) -> None:
         """Say how the run ended; the last line of a run: what others still write comes too late."""
-        self._catch_up()
-        if self._pipe is not None:
-            # Nobody reads the pipe any more when Python flushes its streams at exit: a full one would hold it up.
-            with Path(os.devnull).open("wb") as nowhere:
-                os.dup2(nowhere.fileno(), 1)
-                os.dup2(nowhere.fileno(), 2)
-            self._catch_up()
-        milliseconds = milliseconds_since(result.started)
-        if result.error:
-            result.error.message = redacted(result.error.message, self._password)
-            result.error.hint = result.error.hint and redacted(result.error.hint, self._password)
         with self._lock:
-            self._line(_coloured(result, milliseconds) if self._on_terminal else _result_line(result, milliseconds))
+            self._catch_up()
+            if self._pipe is not None:
+                # Nobody reads the pipe any more when Python flushes its streams at exit: a full one would hold it up.
+                with Path(os.devnull).open("wb") as nowhere:
+                    os.dup2(nowhere.fileno(), 1)
+                    os.dup2(nowhere.fileno(), 2)
+                self._catch_up()
+            milliseconds = milliseconds_since(result.started)
+            if result.error:
+                result.error.message = redacted(result.error.message, self._password)
+                result.error.hint = result.error.hint and redacted(result.error.hint, self._password)
+            self._line(_coloured(result, milliseconds) if self.for_person else _result_line(result, milliseconds))
             self._stream = None
 
+    def _keep_reading(self, pipe: int) -> None:
+        """So that whoever writes much is not held up while the run does something else."""
+        writers = True
+        while writers:
+            select.select([pipe], [], [])
+            with self._lock:
+                writers = self._read()
+
     def _catch_up(self) -> None:
-        """Wait until all that was written before is passed on, also a last line that was not ended."""
+        """Pass on all that was written before, also a last line that was not ended."""
         if self._pipe is None:
             return
         for stream in (sys.stdout, sys.stderr):
             # The team's code may have closed or replaced it.
             with suppress(AttributeError, OSError, ValueError):
                 stream.flush()
-        mark = f"{secrets.token_hex(MARK_LENGTH // 2)}\n".encode()
-        reached = self._marks[mark] = threading.Event()
-        os.write(self._pipe, mark)
-        reached.wait()
+        self._read()
+        if self._begun:
+            self._pass_on(self._begun)
+            self._begun = b""
 
-    def _pass_on(self, pipe: BinaryIO) -> None:
-        for line in pipe:
-            mark = line[-MARK_LENGTH:]
-            reached = self._marks.pop(mark, None)
-            text = line.removesuffix(mark if reached else b"\n").decode(errors="backslashreplace")
-            if text or not reached:
-                text = redacted(text, self._password)
-                self._say("migration.output", text, text=text)
-            if reached:
-                reached.set()
+    def _read(self) -> bool:
+        """Pass on the whole lines that are there; False when nobody can write any more."""
+        if self._pipe is None:
+            return False
+        while True:
+            try:
+                text = os.read(self._pipe, 65536)
+            except BlockingIOError:
+                return True
+            if not text:
+                return False
+            *lines, self._begun = (self._begun + text).split(b"\n")
+            for line in lines:
+                self._pass_on(line)
+
+    def _pass_on(self, line: bytes) -> None:
+        text = redacted(line.decode(errors="backslashreplace"), self._password)
+        self._say("migration.output", text, text=text)
 
     def _say(self, name: str, sentence: str, **fields: object) -> None:
-        self._line(sentence if self._on_terminal else _json(event=name, **fields))
+        if not self.for_person:
+            self._line(_json(event=name, **fields))
+        elif sentence:
+            self._line(sentence)
 
-    def _line(self, text: str) -> None:
-        with self._lock:
-            if self._stream:
-                try:
-                    self._stream.write(f"{text}\n")
-                    self._stream.flush()
-                except OSError:
-                    # The migration matters more than the words about it, and the exit code still tells.
-                    self._stream = None
+    def _line(self, text: str, end: str = "\n") -> None:
+        if self._stream:
+            try:
+                self._stream.write(f"{CLEAR if self._progress else ''}{text}{end}")
+                self._stream.flush()
+            except OSError:
+                # The migration matters more than the words about it, and the exit code still tells.
+                self._stream = None
+            self._progress = False
 
 
 def redacted(text: str, password: str) -> str:
@@ -230,8 +223,8 @@ def _json(**fields: object) -> str:
 
 
 def shown(current: Collection[str] | None) -> str | None:
-    """The revisions that a schema is at, as one text; None when there is none, or when it was not seen."""
-    return ", ".join(sorted(current or ())) or None
+    """The revisions that a schema is at, as one text: "base" when there is none, None when it was not seen."""
+    return None if current is None else ", ".join(sorted(current)) or BASE
 
 
 def _result_line(result: Result, milliseconds: int) -> str:
@@ -264,7 +257,7 @@ def _coloured(result: Result, milliseconds: int) -> str:
 
 
 def _sentence(result: Result, milliseconds: int) -> str:
-    at = "" if result.at is None else f"The schema is at {shown(result.at) or 'no revision'}."
+    at = "" if result.at is None else f"The schema is at {shown(result.at)}."
     error = result.error
     if error is None:
         count = len(result.applied)

@@ -1,21 +1,37 @@
 """Alembic's revision files, read with the standard library alone: no Alembic, no database, no file is imported.
 
 Synth and the runner read revisions with this one module, so that both see the same chain and the same checksums.
+``python -m migration_runner.revisions alembic.ini``, run when an image is built, writes what they are into a manifest
+beside the configuration, so that the runner need not read thousands of files.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
+from migration_runner.manifest import (
+    FORMAT,
+    StaleManifestError,
+    configuration,
+    configuration_files,
+    fresh_header,
+    listing,
+    manifest_path,
+)
+
+VERSION_TABLE = "alembic_version"
 SEPARATORS = {"os": os.pathsep, "space": " ", "newline": "\n", ":": ":", ";": ";"}
 
 
@@ -34,6 +50,10 @@ class Revision:
         message: the first line of the file's docstring, or its file name in words when it has none.
         checksum: SHA-256 of the file's bytes, in hexadecimal.
         path: the file.
+        branch_labels: the names of the branch that begins with it.
+        phase: ``contract`` for what only a release without the older names' users may apply; ``expand`` otherwise.
+        lock_timeout: for how long its statements wait for a lock, as PostgreSQL writes times; None for the runner's.
+        size: of the file, in bytes.
     """
 
     revision: str
@@ -42,6 +62,10 @@ class Revision:
     message: str
     checksum: str
     path: Path
+    branch_labels: tuple[str, ...] = ()
+    phase: str = "expand"
+    lock_timeout: str | None = None
+    size: int = 0
 
 
 def read_revisions(config: str | Path) -> list[Revision]:
@@ -73,6 +97,86 @@ def read_revisions(config: str | Path) -> list[Revision]:
     return ordered
 
 
+def fingerprint(revisions: Iterable[Revision]) -> str:
+    """Changes when a revision is added, removed, edited or moved; not with ``env.py``, models or the image.
+
+    A revision runs once, so what only surrounds the revisions can't change what a database has been through.
+    """
+    facts = [[one.revision, sorted(one.down_revisions), sorted(one.depends_on), one.checksum] for one in revisions]
+    return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
+
+
+def write_manifest(config: str | Path) -> Path:
+    """Write down what the revisions are, newest first, after a first line with what a run checks before all else.
+
+    Args:
+        config: the project's ``alembic.ini``.
+
+    Raises:
+        RevisionError: as from ``read_revisions``; or the file can't be written.
+    """
+    config = Path(config)
+    revisions = read_revisions(config)
+    base = config.absolute().parent
+    folders = sorted({one.path.absolute().parent for one in revisions} | _located_folders(config))
+    header = {
+        "format": FORMAT,
+        "head": head(revisions),
+        "fingerprint": fingerprint(revisions),
+        "config": configuration(str(config)),
+        "folders": {os.path.relpath(folder, base): listing(str(folder)) for folder in folders},
+        "version_table": _version_table(config),
+    }
+    lines = [
+        [
+            one.revision,
+            one.down_revisions,
+            one.depends_on,
+            one.message,
+            one.checksum,
+            os.path.relpath(one.path.absolute(), base),
+            one.branch_labels,
+            one.phase,
+            one.lock_timeout,
+            one.size,
+        ]
+        for one in revisions
+    ]
+    path = Path(manifest_path(str(config)))
+    try:
+        path.write_text(f"{json.dumps(header)}\n{json.dumps(lines)}\n", encoding="ascii")
+    except OSError as error:
+        raise RevisionError(f"{path} can't be written: {error.strerror}.") from None
+    return path
+
+
+def read_manifest(config: str | Path) -> tuple[list[Revision], str] | None:
+    """What ``read_revisions`` would return, from the manifest, with the fingerprint; None when there is none.
+
+    Args:
+        config: the project's ``alembic.ini``.
+
+    Raises:
+        StaleManifestError: it was made from other files.
+    """
+    header = fresh_header(str(config))
+    if header is None:
+        return None
+    base = Path(config).absolute().parent
+    sizes = {entry.path: entry.stat().st_size for folder in header["folders"] for entry in os.scandir(base / folder)}
+    try:
+        lines = json.loads(Path(manifest_path(str(config))).read_bytes().partition(b"\n")[2])
+        read = [
+            Revision(id_, tuple(down), tuple(needs), message, checksum, base / name, tuple(labels), phase, lock, size)
+            for id_, down, needs, message, checksum, name, labels, phase, lock, size in lines
+        ]
+    except (ValueError, TypeError):
+        raise StaleManifestError from None
+    if any(sizes.get(str(one.path)) != one.size for one in read):
+        raise StaleManifestError
+    return read, str(header["fingerprint"])
+
+
 def head(revisions: Sequence[Revision]) -> str:
     """The id of the newest revision, out of what ``read_revisions`` returned."""
     return revisions[0].revision
@@ -92,31 +196,105 @@ def lineage(revisions: Sequence[Revision], current: Iterable[str]) -> set[str]:
     return reached
 
 
-def _revision_files(config: Path) -> tuple[list[Path], list[Path]]:
-    """The folders that hold revisions, and the files in them, each once."""
-    parser = ConfigParser({"here": config.absolute().parent.as_posix()})
+def script_location(config: str | Path) -> Path:
+    """The folder of the project's ``env.py``; raises RevisionError like ``read_revisions``."""
+    config = Path(config)
+    option = _options(config)
+    location = option("script_location")
+    if not isinstance(location, str) or not location.strip():
+        raise RevisionError(f"{config} has no script_location: add it to the section [alembic].")
+    return _folder(location.strip(), config)
+
+
+def _options(config: Path) -> Callable[[str], Any]:
+    """How to read one of Alembic's options: the ini file's goes before the toml file's."""
+    ini, toml = map(Path, configuration_files(str(config)))
+    parser = ConfigParser({"here": ini.absolute().parent.as_posix()})
+    table: dict[str, Any] = {}
+    if not config.exists():
+        raise RevisionError(f"There is no {config}: name Alembic's configuration file.")
     try:
-        if not parser.read(config, encoding="utf-8"):
-            raise RevisionError(f"There is no {config}: name Alembic's configuration file.")
-        location = parser.get("alembic", "script_location", fallback="").strip()
-        given = parser.get("alembic", "version_locations", fallback="")
-        separator = parser.get("alembic", "path_separator", fallback=None)
-        separator = separator or parser.get("alembic", "version_path_separator", fallback=None)
-        recursive = parser.get("alembic", "recursive_version_locations", fallback="") == "true"
-    except (ConfigError, UnicodeDecodeError) as error:
+        parser.read(ini, encoding="utf-8")
+        # Only options of Alembic's own are looked up there, and most projects have none.
+        if toml.exists() and b"tool.alembic" in (content := toml.read_bytes()):
+            import tomllib
+
+            table = tomllib.loads(content.decode()).get("tool", {}).get("alembic", {})
+        ours = dict(parser.items("alembic")) if parser.has_section("alembic") else {}
+    except (ConfigError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise RevisionError(f"{config} can't be read: {reason}") from None
-    if not location:
-        raise RevisionError(f"{config} has no script_location: add it to the section [alembic].")
+    here = toml.absolute().parent.as_posix()
+
+    def filled(value: Any) -> Any:
+        return value.replace("%(here)s", here) if isinstance(value, str) else value
+
+    def option(name: str) -> Any:
+        if ours.get(name):
+            return ours[name]
+        value = table.get(name)
+        return [filled(one) for one in value] if isinstance(value, list) else filled(value)
+
+    return option
+
+
+def _locations(config: Path) -> tuple[list[Path], bool]:
+    """The folders with revision files, and whether the folders in them count too."""
+    option = _options(config)
+    location = script_location(config)
+    if option("databases"):
+        raise RevisionError(
+            f"{config} lists several databases (Alembic's multidb template): give each its own alembic.ini, and run "
+            "each with its own task."
+        )
+    separator = option("path_separator") or option("version_path_separator")
     if separator is not None and separator not in SEPARATORS:
         raise RevisionError(f"path_separator in {config} is {separator!r}, but must be one of {', '.join(SEPARATORS)}.")
-    # Without a separator Alembic splits at commas and spaces.
-    parts = given.split(SEPARATORS[separator]) if separator else re.split(r", *| +", given)
-    folders = [_folder(part.strip(), config) for part in parts if part.strip()]
-    folders = folders or [_folder(location, config) / "versions"]
+    given = option("version_locations") or ""
+    if isinstance(given, str):
+        # Without a separator Alembic splits at commas and spaces.
+        given = given.split(SEPARATORS[separator]) if separator else re.split(r", *| +", given)
+    folders = [_folder(part.strip(), config) for part in given if part.strip()]
+    return folders or [location / "versions"], option("recursive_version_locations") in ("true", True)
+
+
+def _revision_files(config: Path) -> tuple[list[Path], list[Path]]:
+    """The folders that hold revisions, and the files in them, each once."""
+    folders, recursive = _locations(config)
     pattern = "**/*.py" if recursive else "*.py"
     files = {os.path.realpath(path): path for folder in folders for path in sorted(folder.glob(pattern))}
     return folders, [path for path in files.values() if not path.name.startswith(("__init__", ".#"))]
+
+
+def _located_folders(config: Path) -> set[Path]:
+    folders, recursive = _locations(config)
+    inner = [path for folder in folders for path in folder.glob("**/*") if recursive and path.is_dir()]
+    return {folder.absolute() for folder in (*folders, *inner) if folder.is_dir() and folder.name != "__pycache__"}
+
+
+def _version_table(config: Path) -> list[str | None] | None:
+    """The schema and the name of the version table, if ``env.py`` can be read for them; None when it computes them."""
+    names: dict[str, set[str | None]] = {"version_table": set(), "version_table_schema": set()}
+    try:
+        module = ast.parse((script_location(config) / "env.py").read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    for call in ast.walk(module):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "configure":
+            given = {keyword.arg: keyword.value for keyword in call.keywords}
+            if None in given:
+                return None
+            for name, found in names.items():
+                match given.get(name):
+                    case None:
+                        found.add(None)
+                    case ast.Constant(value=str() | None as value):
+                        found.add(value)
+                    case _:
+                        return None
+    if any(len(found) != 1 for found in names.values()):
+        return None
+    return [names["version_table_schema"].pop(), names["version_table"].pop() or VERSION_TABLE]
 
 
 def _folder(location: str, config: Path) -> Path:
@@ -125,13 +303,7 @@ def _folder(location: str, config: Path) -> Path:
     return Path(location)
 
 
-@dataclass(frozen=True)
-class _File:
-    revision: Revision
-    branch_labels: tuple[str, ...]
-
-
-def _read(path: Path) -> _File:
+def _read(path: Path) -> Revision:
     try:
         content = path.read_bytes()
         module = ast.parse(content)
@@ -149,16 +321,25 @@ def _read(path: Path) -> _File:
     ids = _strings(path, "revision", values["revision"])
     if len(ids) != 1 or not ids[0]:
         raise RevisionError(f"revision in {path} must be one id, as a string.")
+    phase, lock_timeout = (_text(path, name, values.get(name)) for name in ("phase", "lock_timeout"))
+    if phase not in (None, "expand", "contract"):
+        raise RevisionError(f"phase in {path} is {phase!r}, but must be 'expand' or 'contract'.")
+    if lock_timeout is not None and not re.fullmatch(r"\d+ ?(ms|s|min|h)?", lock_timeout):
+        raise RevisionError(f"lock_timeout in {path} is {lock_timeout!r}, but must be a time such as '100ms' or '5s'.")
+    labels = _strings(path, "branch_labels", values.get("branch_labels"))
     docstring = (ast.get_docstring(module) or "").strip()
-    revision = Revision(
+    return Revision(
         revision=ids[0],
         down_revisions=_strings(path, "down_revision", values["down_revision"]),
         depends_on=_strings(path, "depends_on", values.get("depends_on")),
         message=docstring.partition("\n")[0] or path.stem.removeprefix(f"{ids[0]}_").replace("_", " "),
         checksum=hashlib.sha256(content).hexdigest(),
         path=path,
+        branch_labels=labels,
+        phase=phase or "expand",
+        lock_timeout=lock_timeout,
+        size=len(content),
     )
-    return _File(revision, _strings(path, "branch_labels", values.get("branch_labels")))
 
 
 def _assignments(module: ast.Module) -> Iterator[tuple[str, ast.expr]]:
@@ -183,14 +364,22 @@ def _strings(path: Path, name: str, value: ast.expr | None) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _resolved(files: list[_File]) -> dict[str, Revision]:
+def _text(path: Path, name: str, value: ast.expr | None) -> str | None:
+    """One string or None."""
+    texts = _strings(path, name, value)
+    if len(texts) > 1:
+        raise RevisionError(f"{name} in {path} must be one string.")
+    return texts[0] if texts else None
+
+
+def _resolved(read: list[Revision]) -> dict[str, Revision]:
     """The revisions by id; every id that one refers to is there, and branch labels have become ids."""
     revisions: dict[str, Revision] = {}
-    for file in files:
-        twin = revisions.setdefault(file.revision.revision, file.revision)
-        if twin is not file.revision:
-            raise RevisionError(f"{twin.path} and {file.revision.path} have the same revision id, {twin.revision}.")
-    labels = {label: file.revision.revision for file in files for label in file.branch_labels}
+    for one in read:
+        twin = revisions.setdefault(one.revision, one)
+        if twin is not one:
+            raise RevisionError(f"{twin.path} and {one.path} have the same revision id, {twin.revision}.")
+    labels = {label: one.revision for one in read for label in one.branch_labels}
     for key, revision in revisions.items():
         revisions[key] = replace(revision, depends_on=tuple(labels.get(one, one) for one in revision.depends_on))
     for revision in revisions.values():
@@ -211,3 +400,20 @@ def _newest_first(revisions: dict[str, Revision]) -> list[Revision]:
     except CycleError as error:
         around = " -> ".join(error.args[1])
         raise RevisionError(f"The revisions {around} form a cycle: mend a down_revision among them.") from None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the manifest of the project whose configuration is named; the exit code."""
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        print("usage: python -m migration_runner.revisions alembic.ini\n\nWrite alembic.manifest.json beside it.")
+        return 0 if arguments and arguments[0] in ("-h", "--help") else 2
+    try:
+        print(f"wrote {write_manifest(arguments[0])}")
+    except RevisionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

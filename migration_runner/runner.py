@@ -1,32 +1,45 @@
-"""A team's Alembic project, run to a target: what to do is decided here, and Alembic's own commands do it."""
+"""One command from its first line to its result: what to do is decided here, and Alembic does it."""
 
 from __future__ import annotations
 
-import ast
 import re
 import time
-import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from signal import SIGTERM
 
-import alembic
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext, RevisionStep
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import URL, Engine, event
-from sqlalchemy.engine import Dialect
+from migration_runner.database import wait_for
+from migration_runner.errors import ExitCode, RunError, wrong_use
+from migration_runner.failures import failure
+from migration_runner.guard import Guard
+from migration_runner.ledger import Ledger
+from migration_runner.manifest import StaleManifestError
+from migration_runner.project import Journey, Limits, Project
+from migration_runner.report import BASE, Report, Result, shown
+from migration_runner.revisions import (
+    Revision,
+    RevisionError,
+    fingerprint,
+    head,
+    lineage,
+    read_manifest,
+    read_revisions,
+)
+from migration_runner.settings import connection_parameters
+from migration_runner.stop import Stop
 
-from migration_runner.database import database_failure, database_url, password_of, wait_for
-from migration_runner.report import ExitCode, Report, Result, RunError, milliseconds_since, shown
-from migration_runner.revisions import Revision, RevisionError, head, lineage, read_revisions
-
-Steps = Callable[[tuple[str, ...], MigrationContext], Iterable[RevisionStep]]
+# A session that the server was told to cancel lets go of its locks within a moment.
+LOCKS_GONE_SECONDS = 1.0
+# Whether somebody builds it now, or is attaching it to a partitioned one, is no concern of this run.
+INVALID = """
+SELECT i.indexrelid::regclass::text, c.relname ~ '_cc(new|old)[0-9]*$'
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
+WHERE NOT i.indisvalid AND c.relkind = 'i' AND pg_has_role(t.relowner, 'USAGE')
+  AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.relid = i.indrelid)
+ORDER BY 1
+"""
 
 
 @dataclass(frozen=True)
@@ -34,16 +47,20 @@ class Request:
     """What the command line asks for.
 
     Args:
-        command: upgrade, downgrade or status.
+        command: upgrade, downgrade, stamp or status.
         config: the project's ``alembic.ini``.
         wait: how long to wait for the database, in seconds.
-        revision: the target of upgrade (None: the newest) and downgrade (a revision, ``base``, or ``-1`` and so on).
+        revision: the target: of an upgrade None for the newest, of a downgrade also ``base``, ``-1`` and so on.
+        lock_wait: how long to wait for a lock, in seconds.
+        timeout: how long all may take, in seconds; None for no limit.
     """
 
     command: str
     config: Path
     wait: float
     revision: str | None = None
+    lock_wait: float = 300.0
+    timeout: float | None = None
 
 
 def run(request: Request, environment: Mapping[str, str], report: Report) -> ExitCode:
@@ -54,60 +71,265 @@ def run(request: Request, environment: Mapping[str, str], report: Report) -> Exi
         environment: names the database, and in MIGRATION_TARGET the revision that must be this image's newest.
         report: gets a line per event, and the result.
     """
-    result = Result(request.command)
+    result, stop = Result(request.command), Stop()
+    one = Run(request, environment, report, result, stop)
     try:
-        _run(request, environment, report, result)
-    except RunError as error:
-        result.error = error
-    except (Exception, KeyboardInterrupt) as error:
-        result.error = failure(error)
+        with stop.listening():
+            try:
+                one.carry_out()
+            except RunError as error:
+                result.error = error
+            except (Exception, SystemExit) as error:
+                result.error = failure(error)
+            one.end()
+    except KeyboardInterrupt:
+        with suppress(KeyboardInterrupt):
+            one.end()
     report.result(result)
     return result.exit_code
 
 
-def _run(request: Request, environment: Mapping[str, str], report: Report, result: Result) -> None:
-    try:
-        revisions = read_revisions(request.config)
-    except RevisionError as error:
-        raise _wrong_use("RevisionError", str(error)) from None
-    check_request(request, revisions, environment.get("MIGRATION_TARGET"))
-    newest = head(revisions)
-    # Where a downgrade leads may depend on where the schema is.
-    result.target = None if request.command == "downgrade" else _named(request, revisions)
-    url = database_url(environment)
-    report.hide(password_of(url, environment))
-    report.event(
-        "migration.started", f"{request.command}: the image is at {newest}.", command=request.command, newest=newest
-    )
-    wait_for(url, request.wait, report)
-    project = Project(request.config, url, revisions, report)
-    before = project.current()
-    result.start = result.at = before
-    check_known(revisions, before)
-    if request.command == "status":
-        _report_pending(revisions, before, report)
-        return
-    result.target = destination(request, revisions, before)
-    if _is_at(result.target, before):
-        at = shown(before)
-        report.event("migration.nothing_to_do", f"Nothing to do: the schema is at {at or 'base'}.", at=at)
-        return
-    try:
-        project.migrate(request.command, result.target)
-    except RunError:
-        result.at, result.applied = None, project.finished
-        # Unreachable now as well: then where the schema is stays unknown, and the first error is the one to tell.
-        with suppress(RunError):
-            _look_again(project, revisions, before, result)
-        raise
-    after = _look_again(project, revisions, before, result)
-    if not _is_at(result.target, after):
-        raise RunError(
-            f"Alembic reported no error, but the schema is not at {result.target or 'base'}.",
-            exit_code=ExitCode.FAILED,
-            kind="TargetNotReached",
-            hint="Look at env.py: it must run the migrations in a transaction that is committed.",
+class Run:
+    """One command on its way; the arguments are those of ``run``."""
+
+    def __init__(
+        self, request: Request, environment: Mapping[str, str], report: Report, result: Result, stop: Stop
+    ) -> None:
+        self._request = request
+        self._environment = environment
+        self._report = report
+        self._result = result
+        self._stop = stop
+        self._revisions: Sequence[Revision] = ()
+        self._fingerprint = ""
+        self._parameters: dict[str, str] = {}
+        self._guard: Guard | None = None
+        self._project: Project | None = None
+
+    def carry_out(self) -> None:
+        """Do what is asked for; raises RunError when that can't be done."""
+        request, result, report = self._request, self._result, self._report
+        started = time.monotonic()
+        self._read_revisions()
+        check_request(request, self._revisions, self._environment.get("MIGRATION_TARGET"))
+        newest = head(self._revisions)
+        # Where a downgrade leads may depend on where the schema is.
+        result.target = None if request.command == "downgrade" else _named(request, self._revisions)
+        self._parameters = connection_parameters(self._environment)
+        report.hide(self._parameters.get("password") or self._environment.get("PGPASSWORD"))
+        report.event(
+            "migration.started", f"{request.command}: the image is at {newest}.", command=request.command, newest=newest
         )
+        own = wait_for(self._parameters, request.wait, report)
+        with closing(own):
+            self._guard = Guard(own, report)
+            deadline = None if request.timeout is None else started + request.timeout
+            self._project = Project(
+                request.config,
+                self._parameters,
+                self._revisions,
+                self._guard,
+                report,
+                self._stop,
+                Limits(request.lock_wait, deadline),
+            )
+            if request.command == "status":
+                self._status(self._project, self._guard)
+            else:
+                self._migrate(self._project, self._guard)
+
+    def end(self) -> None:
+        """Say that the run was told to stop, if it was, and what of it is left."""
+        told = self._stop.signal
+        if told is None:
+            return
+        revision = self._result.error.revision if self._result.error else None
+        self._result.error = RunError(
+            f"The run was {'told to stop (SIGTERM)' if told == SIGTERM else 'interrupted'}; {self._left_behind()}.",
+            exit_code=ExitCode.TOLD_TO_STOP if told == SIGTERM else ExitCode.INTERRUPTED,
+            kind="ToldToStop" if told == SIGTERM else "Interrupted",
+            revision=revision,
+            hint="Run it again to go on.",
+        )
+
+    def _read_revisions(self) -> None:
+        config = self._request.config
+        try:
+            try:
+                read = read_manifest(config)
+            except StaleManifestError:
+                read = None
+                self._report.event(
+                    "manifest.stale",
+                    f"The manifest beside {config.name} was made from other revision files, and is not used.",
+                    hint=f"Make it anew: python -m migration_runner.revisions {config.name}",
+                )
+            if read is None:
+                revisions = read_revisions(config)
+                read = revisions, fingerprint(revisions)
+        except RevisionError as error:
+            raise wrong_use("RevisionError", str(error)) from None
+        self._revisions, self._fingerprint = read
+
+    def _migrate(self, project: Project, guard: Guard) -> None:
+        request, result, revisions = self._request, self._result, self._revisions
+        before: Collection[str] = ()
+
+        def plan(current: tuple[str, ...]) -> Journey | None:
+            nonlocal before
+            before = result.start = result.at = current
+            if request.command != "stamp":
+                check_known(revisions, current)
+            target = destination(request, revisions, current)
+            result.target = target or BASE
+            self._tell_differences(Ledger(guard, project.environment.version_table), current)
+            if _is_at(target, current):
+                at = shown(current)
+                self._report.event("migration.nothing_to_do", f"Nothing to do: the schema is at {at}.", at=at)
+                return None
+            return Journey(request.command, target)
+
+        try:
+            project.migrate(plan)
+        except RunError:
+            if result.start is not None:
+                result.at, result.applied = None, project.finished
+                # Unreachable now as well: then where the schema is stays unknown, and the first error is to be told.
+                with suppress(RunError):
+                    self._look_again(project, guard, before)
+            raise
+        after = self._look_again(project, guard, before)
+        target = None if result.target == BASE else result.target
+        if not _is_at(target, after):
+            raise RunError(
+                f"Alembic reported no error, but the schema is not at {result.target}.",
+                exit_code=ExitCode.FAILED,
+                kind="TargetNotReached",
+                hint="Look at env.py: it must run the migrations in a transaction that is committed.",
+            )
+        self._mend_indexes(guard)
+        ledger = Ledger(guard, project.environment.version_table)
+        ledger.complete(revisions, lineage(revisions, after))
+        if target == head(revisions):
+            ledger.verified(self._fingerprint)
+
+    def _look_again(self, project: Project, guard: Guard, before: Collection[str]) -> Collection[str]:
+        """Read from the database where the schema is now, and what has brought it there."""
+        try:
+            after = _version(guard, project)
+        except RunError:
+            with closing(wait_for(self._parameters, min(self._request.wait, 10), self._report)) as own:
+                after = _version(Guard(own, self._report), project)
+        self._result.at = after
+        revisions = self._revisions
+        old, new = lineage(revisions, before), lineage(revisions, after)
+        up = [one.revision for one in reversed(revisions) if one.revision in new - old]
+        down = [one.revision for one in revisions if one.revision in old - new]
+        self._result.applied = [] if self._request.command == "stamp" else up or down
+        return after
+
+    def _tell_differences(self, ledger: Ledger, current: Collection[str]) -> None:
+        found = ledger.differences(self._revisions, lineage(self._revisions, current))
+        if found.adopted and found.unrecorded:
+            number = len(found.unrecorded)
+            self._report.event(
+                "migration.adopted",
+                f"The schema was at {shown(current)} before this runner came: {number} revisions are taken as applied.",
+                revisions=number,
+            )
+        elif found.unrecorded or found.gone:
+            applied = [one.revision for one in found.unrecorded]
+            self._report.event(
+                "migration.foreign",
+                f"Something else has migrated or stamped this database: applied {', '.join(applied) or 'nothing'}, "
+                f"taken back {', '.join(found.gone) or 'nothing'}.",
+                applied=applied,
+                taken_back=list(found.gone),
+            )
+        for one in found.edited:
+            self._report.event(
+                "migration.edited",
+                f"{one.path.name} was edited after it had been applied; the schema keeps what it did then.",
+                revision=one.revision,
+                file=one.path.name,
+            )
+
+    def _mend_indexes(self, guard: Guard) -> None:
+        for name, is_remnant in guard.query(INVALID):
+            self._report.event(
+                "migration.index_rebuilt",
+                f"{name} was left INVALID, and is built anew.",
+                index=name,
+            )
+            guard.query(f"DROP INDEX CONCURRENTLY {name}" if is_remnant else f"REINDEX INDEX CONCURRENTLY {name}")
+        left = [name for name, _ in guard.query(INVALID)]
+        if left:
+            raise RunError(
+                f"The schema is at its target, but these indexes are INVALID: {', '.join(left)}.",
+                exit_code=ExitCode.FAILED,
+                kind="InvalidIndex",
+                hint="Look why they can't be built, such as values that are there twice; then run this again.",
+            )
+
+    def _status(self, project: Project, guard: Guard) -> None:
+        revisions, result, report = self._revisions, self._result, self._report
+        current = project.look()
+        result.start = result.at = current
+        check_known(revisions, current)
+        been = lineage(revisions, current)
+        pending = [one for one in reversed(revisions) if one.revision not in been]
+        found = Ledger(guard, project.environment.version_table).differences(revisions, been)
+        holder = guard.holder(project.environment.version_table)
+        edited = [one.path.name for one in found.edited]
+        table = [
+            ("current", shown(current) or BASE),
+            ("head", head(revisions)),
+            ("pending", str(len(pending))),
+            *((f"  {one.revision}", one.message) for one in pending),
+            ("lock", holder or "free"),
+            ("edited", ", ".join(edited) or "none"),
+        ]
+        width = max(len(name) for name, _ in table)
+        report.event(
+            "migration.status",
+            "\n".join(f"{name:{width}}  {value}" for name, value in table),
+            current=sorted(current),
+            head=head(revisions),
+            pending=[{"revision": one.revision, "message": one.message} for one in pending],
+            lock_holder=holder,
+            edited=edited,
+        )
+        if pending:
+            raise RunError(
+                f"Revisions are pending: {', '.join(one.revision for one in pending)}.",
+                exit_code=ExitCode.FAILED,
+                kind="RevisionsPending",
+                hint="Apply them with: python -m migration_runner upgrade",
+            )
+
+    def _left_behind(self) -> str:
+        """What is left of a run that was told to stop: looked up, for a promise would not do."""
+        if not self._guard or not self._project or not self._project.environment.sessions:
+            return "nothing was begun"
+        sessions, deadline = self._project.environment.sessions, time.monotonic() + LOCKS_GONE_SECONDS
+        try:
+            with closing(wait_for(self._parameters, 0, self._report)) as own:
+                guard = Guard(own, self._report)
+                while guard.locks_of(sessions) and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                locks = guard.locks_of(sessions)
+        except RunError:
+            return "the database can't be asked what is left of it"
+        return f"{locks} of its locks are still held" if locks else "it was rolled back, and no lock of it is left"
+
+
+def _version(guard: Guard, project: Project) -> tuple[str, ...]:
+    """What the version table holds, read on the runner's own connection; nothing when there is none."""
+    seen = project.environment
+    name = ".".join(guard.quoted(part) for part in (seen.schema, seen.table) if part)
+    if not guard.query("SELECT to_regclass(%s)", name)[0][0]:
+        return ()
+    return tuple(version for (version,) in guard.query(f"SELECT version_num FROM {name}"))  # noqa: S608 - quoted
 
 
 def check_request(request: Request, revisions: Sequence[Revision], expected: str | None) -> None:
@@ -123,7 +345,7 @@ def check_request(request: Request, revisions: Sequence[Revision], expected: str
     """
     newest = head(revisions)
     if expected and expected != newest:
-        raise _wrong_use(
+        raise wrong_use(
             "UnexpectedTarget",
             f"The deployment was made for revision {expected}, but the newest in this image is {newest}.",
             "Build the image and the template from the same revision files.",
@@ -131,7 +353,7 @@ def check_request(request: Request, revisions: Sequence[Revision], expected: str
     symbols = r"head|base|-[1-9]\d*" if request.command == "downgrade" else "head"
     asked = "head" if request.revision is None else request.revision
     if not re.fullmatch(symbols, asked) and asked not in {one.revision for one in revisions}:
-        raise _wrong_use(
+        raise wrong_use(
             "UnknownRevision",
             f"This image has no revision {asked}; its newest is {newest}.",
             "Give a whole revision id; `alembic history` lists them.",
@@ -173,196 +395,10 @@ def destination(request: Request, revisions: Sequence[Revision], current: Collec
     target = _named(request, revisions)
     been, at = lineage(revisions, current), shown(current) or "base"
     if request.command == "upgrade" and target in been and target not in current:
-        raise _wrong_use("AlreadyBeyond", f"The schema is at {at}, beyond {target}.", "To go back, use downgrade.")
+        raise wrong_use("AlreadyBeyond", f"The schema is at {at}, beyond {target}.", "To go back, use downgrade.")
     if request.command == "downgrade" and target not in been:
-        raise _wrong_use("NotReached", f"The schema is at {at}, before {target}.", "To go there, use upgrade.")
+        raise wrong_use("NotReached", f"The schema is at {at}, before {target}.", "To go there, use upgrade.")
     return target
-
-
-def failure(error: BaseException, revision: str | None = None, files: Iterable[str] = ("env.py",)) -> RunError:
-    """What may be told about an exception.
-
-    The text of an exception may hold anything, a URL too. So it is shown only where it can't: it stands word for word
-    in the file that raised it, or it is Alembic's own. Otherwise the file and the line must do.
-
-    Args:
-        error: what was raised.
-        revision: the revision that was running.
-        files: the names of the team's files, of which the innermost in the traceback is told.
-    """
-    from_database = database_failure(error, revision)
-    if from_database:
-        return from_database
-    kind = type(error).__name__
-    if isinstance(error, KeyboardInterrupt):
-        return RunError(
-            "The run was interrupted.",
-            exit_code=ExitCode.INTERRUPTED,
-            kind="Interrupted",
-            revision=revision,
-            hint="Run it again to go on.",
-        )
-    # Between an import and what it imports stands Python's own machinery, which says nothing.
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not re.search(r"<frozen importlib|\bimportlib/__init__\.py$", frame.filename)
-    ]
-    frame = next((frame for frame in reversed(frames) if Path(frame.filename).name in files), frames[-1])
-    message = f"{kind} was raised in {Path(frame.filename).name}, line {frame.lineno}."
-    match error:
-        case SyntaxError(filename=str(file), lineno=int(line)) if file.endswith(".py"):
-            message = f"{Path(file).name}, line {line} is not valid Python."
-        case ModuleNotFoundError(name=str(module)):
-            importer = Path(frames[-1].filename).name
-            message = f"{importer}, line {frames[-1].lineno} imports {module}, but there is no such module."
-    alembics = isinstance(error, CommandError) and Path(frames[-1].filename).is_relative_to(
-        Path(alembic.__file__).parent
-    )
-    if alembics or _stands_in(frame.filename, str(error)):
-        message = str(error)
-    return RunError(message, exit_code=ExitCode.FAILED, kind=kind, revision=revision)
-
-
-class Project:
-    """An Alembic project and the database that it migrates.
-
-    Its ``env.py`` runs as the team wrote it. What is added comes from outside: the URL in the configuration's memory,
-    the session's name through SQLAlchemy's events, and one transaction per migration through ``configure``.
-
-    Args:
-        config: the project's ``alembic.ini``.
-        url: the database.
-        revisions: the project's, newest first.
-        report: gets a line per migration.
-    """
-
-    def __init__(self, config: Path, url: URL, revisions: Sequence[Revision], report: Report) -> None:
-        self._config = Config(str(config))
-        # Alembic's configuration takes a percent sign for the begin of an interpolation.
-        self._config.set_main_option("sqlalchemy.url", url.render_as_string(hide_password=False).replace("%", "%%"))
-        self._messages = {one.revision: one.message for one in revisions}
-        self._files = {"env.py", *(one.path.name for one in revisions)}
-        self._report = report
-        self._running: str | None = None
-        self.finished: list[str] = []
-
-    def current(self) -> tuple[str, ...]:
-        """What the version table holds now, read with a new connection; nothing for an empty schema.
-
-        Raises:
-            RunError: it can't be read.
-        """
-        seen: list[tuple[str, ...]] = []
-
-        def look(heads: tuple[str, ...], _: MigrationContext) -> list[RevisionStep]:
-            seen.append(heads)
-            return []
-
-        with self._environment():
-            script = ScriptDirectory.from_config(self._config)
-            with EnvironmentContext(self._config, script, fn=look, dont_mutate=True):
-                script.run_env()
-        if not seen:
-            raise RunError(
-                "env.py did not call context.run_migrations().", exit_code=ExitCode.FAILED, kind="NothingWasRun"
-            )
-        return seen[-1]
-
-    def migrate(self, direction: str, target: str | None) -> None:
-        """Run the migrations up or down to the target, each in a transaction of its own.
-
-        Args:
-            direction: ``upgrade`` or ``downgrade``.
-            target: a revision; None to take everything back.
-
-        Raises:
-            RunError: a migration failed, or the session was lost.
-        """
-        with self._environment(), _configured(self._watched):
-            move = {"upgrade": command.upgrade, "downgrade": command.downgrade}[direction]
-            move(self._config, target or "base")
-
-    @contextmanager
-    def _environment(self) -> Iterator[None]:
-        """Where the team's code runs: what it raises becomes a RunError."""
-        event.listen(Engine, "do_connect", _name_session)
-        try:
-            yield
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
-            raise failure(error, self._running, self._files) from None
-        finally:
-            event.remove(Engine, "do_connect", _name_session)
-
-    def _watched(self, steps: Steps) -> Steps:
-        """The same steps; Alembic comes back for the next one after it has committed the last."""
-
-        def watched(heads: tuple[str, ...], context: MigrationContext) -> Iterator[RevisionStep]:
-            # Told with each revision, for who is killed has no last word.
-            start = {"from": shown(heads)}
-            for step in steps(heads, context):
-                revision = self._running = str(step.info.up_revision_id)
-                title = f"{revision} {self._messages[revision]}"
-                self._report.event("migration.revision_started", f"{title} ...", revision=revision, **start)
-                started = time.monotonic()
-                yield step
-                took = milliseconds_since(started)
-                self._report.event(
-                    "migration.revision", f"{title}: done in {took} ms", revision=revision, duration_ms=took
-                )
-                self.finished.append(revision)
-                self._running = None
-
-        return watched
-
-
-@contextmanager
-def _configured(watched: Callable[[Steps], Steps]) -> Iterator[None]:
-    """Every env.py configures Alembic with one transaction per migration, and steps that are watched."""
-    original = EnvironmentContext.configure
-
-    def configure(self: EnvironmentContext, *args: Any, **options: Any) -> None:
-        options["transaction_per_migration"] = True
-        original(self, *args, **options, fn=watched(self.context_opts["fn"]))
-
-    EnvironmentContext.configure = configure  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        EnvironmentContext.configure = original  # type: ignore[method-assign]
-
-
-def _name_session(_: Dialect, __: object, ___: object, parameters: dict[str, Any]) -> None:
-    parameters.setdefault("application_name", "migration_runner")
-
-
-def _look_again(
-    project: Project, revisions: Sequence[Revision], before: Collection[str], result: Result
-) -> Collection[str]:
-    """Read from the database where the schema is now, and what has brought it there."""
-    after = project.current()
-    result.at = after
-    old, new = lineage(revisions, before), lineage(revisions, after)
-    up = [one.revision for one in reversed(revisions) if one.revision in new - old]
-    down = [one.revision for one in revisions if one.revision in old - new]
-    result.applied = up or down
-    return after
-
-
-def _report_pending(revisions: Sequence[Revision], current: Collection[str], report: Report) -> None:
-    been = lineage(revisions, current)
-    pending = [one for one in reversed(revisions) if one.revision not in been]
-    for one in pending:
-        report.event(
-            "migration.pending", f"{one.revision} {one.message}: pending", revision=one.revision, message=one.message
-        )
-    if pending:
-        raise RunError(
-            f"Revisions are pending: {', '.join(one.revision for one in pending)}.",
-            exit_code=ExitCode.FAILED,
-            kind="RevisionsPending",
-            hint="Apply them with: python -m migration_runner upgrade",
-        )
 
 
 def _steps_back(count: int, revisions: Sequence[Revision], current: Collection[str]) -> str | None:
@@ -371,10 +407,10 @@ def _steps_back(count: int, revisions: Sequence[Revision], current: Collection[s
     for taken in range(count + 1):
         if len(at) > 1:
             forks = " and ".join(at)
-            raise _wrong_use("AmbiguousTarget", f"The way back forks into {forks}.", "Name the revision to go back to.")
+            raise wrong_use("AmbiguousTarget", f"The way back forks into {forks}.", "Name the revision to go back to.")
         if taken < count:
             if not at:
-                raise _wrong_use("NotReached", f"The schema can't go back {count} revisions: only {taken} are applied.")
+                raise wrong_use("NotReached", f"The schema can't go back {count} revisions: only {taken} are applied.")
             at = by_id[at[0]].down_revisions
     return at[0] if at else None
 
@@ -383,17 +419,5 @@ def _named(request: Request, revisions: Sequence[Revision]) -> str:
     return head(revisions) if request.revision in (None, "head") else str(request.revision)
 
 
-def _stands_in(file: str, text: str) -> bool:
-    try:
-        constants = ast.walk(ast.parse(Path(file).read_bytes()))
-    except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return text != "" and any(isinstance(node, ast.Constant) and node.value == text for node in constants)
-
-
 def _is_at(target: str | None, current: Collection[str]) -> bool:
     return target in current if target else not current
-
-
-def _wrong_use(kind: str, message: str, hint: str | None = None) -> RunError:
-    return RunError(message, exit_code=ExitCode.WRONG_USE, kind=kind, hint=hint)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from migration_runner.report import RunError
+from migration_runner.errors import RunError
 from migration_runner.runner import Request, check_request, destination
 from tests.migration_runner.conftest import revision
 

@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from migration_runner.__main__ import main
-from migration_runner.report import ExitCode
-from migration_runner.runner import failure
+from migration_runner.errors import ExitCode
+from migration_runner.failures import failure
 from tests.conftest import Database
 from tests.migration_runner.conftest import BARE_ENVIRONMENT, ROOT, Project, migrate, run
 
@@ -76,7 +76,7 @@ def test_a_rename_keeps_the_data_up_down_and_up_again_until_all_is_taken_back(da
     assert database.rows("SELECT sku, quantity FROM child_items") == [("nut", 3)]
 
     down = migrate(database, "downgrade", "base")
-    assert (down.exit_code, down.result["at"], down.result["target"]) == (0, None, None)
+    assert (down.exit_code, down.result["at"], down.result["target"]) == (0, "base", "base")
     assert down.result["applied"] == [RENAME, CREATE_ITEMS]
     assert columns(database, "parent_items") == set()
 
@@ -91,9 +91,10 @@ def test_a_run_that_does_nothing_says_so(database: Database) -> None:
 
 def test_status_changes_nothing_and_tells_by_its_exit_code_whether_revisions_are_pending(database: Database) -> None:
     before = migrate(database, "status")
-    assert (before.exit_code, before.result["at"], before.result["target"]) == (1, None, RENAME)
+    assert (before.exit_code, before.result["at"], before.result["target"]) == (1, "base", RENAME)
     assert before.error["kind"] == "RevisionsPending"
-    assert [(one["revision"], one["message"]) for one in before.named("migration.pending")] == [
+    (told,) = before.named("migration.status")
+    assert [(one["revision"], one["message"]) for one in told["pending"]] == [
         (CREATE_ITEMS, "create items"),
         (RENAME, "rename name to sku"),
     ]
@@ -116,7 +117,7 @@ def test_a_migration_that_fails_half_way_leaves_the_earlier_ones_and_says_where_
     # then only the failed one is rolled back
     assert failed.exit_code == 1
     assert failed.result["status"] == "failed"
-    assert (failed.result["from"], failed.result["at"], failed.result["target"]) == (None, "aaaa", "cccc")
+    assert (failed.result["from"], failed.result["at"], failed.result["target"]) == ("base", "aaaa", "cccc")
     assert failed.result["applied"] == ["aaaa"]
     assert failed.error == {
         "kind": "UndefinedColumn",
@@ -233,7 +234,7 @@ def test_an_env_py_that_migrates_nothing_is_no_success(database: Database, proje
     )
     env.write_text(taken_back)
     undone = migrate(database, "upgrade", project=project.path)
-    assert (undone.exit_code, undone.result["at"], undone.result["applied"]) == (1, None, [])
+    assert (undone.exit_code, undone.result["at"], undone.result["applied"]) == (1, "base", [])
     assert undone.error["kind"] == "TargetNotReached"
 
 
@@ -265,10 +266,12 @@ def test_a_lost_session_is_told_from_a_failed_migration(database: Database, proj
 def test_where_the_schema_is_stays_unknown_when_the_database_can_not_be_asked_again(
     database: Database, project: Project
 ) -> None:
-    # given a migration after which nobody gets in any more
-    project.write("aaaa", None, f"op.execute('ALTER DATABASE {database.name} CONNECTION LIMIT 0')")
-    project.write("bbbb", "aaaa", "op.execute('SELECT nosuch')")
-    failed = migrate(database, "upgrade", project=project.path)
+    # given a migration after which nobody gets in any more, and the runner's own connection is gone
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = user AND pid <> pg_backend_pid()"
+    shut = f"op.execute('ALTER DATABASE {database.name} CONNECTION LIMIT 0'); op.execute('COMMIT'); "
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa", f"{shut}op.execute({others!r}); op.execute('SELECT nosuch')")
+    failed = migrate(database, "upgrade", "--wait", "1", project=project.path)
     # then what failed is still what is told, and the revision that was finished
     assert (failed.exit_code, failed.error["kind"], failed.error["revision"]) == (1, "UndefinedColumn", "bbbb")
     assert (failed.result["at"], failed.result["applied"]) == (None, ["aaaa"])
@@ -372,7 +375,7 @@ def test_on_a_terminal_a_person_reads_sentences(database: Database) -> None:
 
 
 def test_on_a_terminal_it_is_told_where_the_schema_is_only_when_it_was_seen(database: Database) -> None:
-    assert "The schema is at no revision." in on_a_terminal("status", url=database.url)[1]
+    assert "The schema is at base." in on_a_terminal("status", url=database.url)[1]
     exit_code, shown = on_a_terminal("upgrade", "--wait", "0", url="postgresql://nobody@127.0.0.1:1/x")
     assert exit_code == 3
     assert "The database can't be reached" in shown

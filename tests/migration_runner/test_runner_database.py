@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import psycopg2
@@ -22,8 +23,10 @@ from sqlalchemy import URL
 
 from local_aws import postgres as local_postgres
 from local_aws.postgres import Postgres
-from migration_runner.database import RDS_BUNDLE, SettingsError, database_failure, database_url, wait_for
-from migration_runner.report import Report, RunError
+from migration_runner.database import database_failure, sqlalchemy_url, wait_for
+from migration_runner.settings import RDS_BUNDLE, SettingsError, connection_parameters
+from migration_runner.errors import RunError
+from migration_runner.report import Report
 from tests.conftest import Database
 from tests.migration_runner.conftest import BARE_ENVIRONMENT, ROOT, Project, migrate, run
 
@@ -37,11 +40,17 @@ def no_libpq_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def refusal(url: URL, seconds: float = 20) -> RunError:
+def url_of(environment: dict[str, str]) -> URL:
+    """What env.py gets, without what the runner adds for itself."""
+    added = {"application_name", "keepalives_idle", "keepalives_interval", "keepalives_count"}
+    return sqlalchemy_url({k: v for k, v in connection_parameters(environment).items() if k not in added})
+
+
+def refusal(parameters: dict[str, str], seconds: float = 20) -> RunError:
     """What the first try to connect ends with; waiting would be a failure."""
     lines = io.StringIO()
     with pytest.raises(RunError) as refused:
-        wait_for(url, seconds, Report(lines))
+        wait_for(parameters, seconds, Report(lines))
     assert lines.getvalue() == ""
     return refused.value
 
@@ -50,41 +59,41 @@ def refusal(url: URL, seconds: float = 20) -> RunError:
 
 
 def test_a_secret_of_rds_is_all_that_is_needed() -> None:
-    url = database_url({"DATABASE_SECRET": json.dumps({**SECRET, "engine": "postgres", "dbInstanceIdentifier": "x"})})
+    url = url_of({"DATABASE_SECRET": json.dumps({**SECRET, "engine": "postgres", "dbInstanceIdentifier": "x"})})
     assert (url.drivername, url.username, url.password) == ("postgresql+psycopg2", "u", CANARY)
     assert (url.host, url.port, url.database) == ("db.example.com", 5432, "inventory")
-    assert url.query == {"sslmode": "verify-full", "sslrootcert": str(RDS_BUNDLE)}
+    assert url.query == {"sslmode": "verify-full", "sslrootcert": RDS_BUNDLE}
 
 
 def test_variables_beside_the_secret_fill_in_and_override() -> None:
     beside = {"DATABASE_HOST": "other.example.com", "DATABASE_PORT": "6432", "DATABASE_NAME": "orders"}
     for secret in (SECRET, {"username": "u", "password": CANARY}):
-        url = database_url({"DATABASE_SECRET": json.dumps(secret), **beside})
+        url = url_of({"DATABASE_SECRET": json.dumps(secret), **beside})
         assert (url.host, url.port, url.database) == ("other.example.com", 6432, "orders")
 
 
 def test_the_port_is_postgresqls_own_unless_told() -> None:
-    assert database_url({"DATABASE_SECRET": json.dumps({**SECRET, "port": "5433"})}).port == 5433
+    assert url_of({"DATABASE_SECRET": json.dumps({**SECRET, "port": "5433"})}).port == 5433
     without = {key: value for key, value in SECRET.items() if key != "port"}
-    assert database_url({"DATABASE_SECRET": json.dumps(without)}).port == 5432
+    assert url_of({"DATABASE_SECRET": json.dumps(without)}).port == 5432
 
 
 @pytest.mark.parametrize(
     ("variables", "query"),
     [
-        ({"PGSSLMODE": "verify-ca"}, {"sslmode": "verify-ca", "sslrootcert": str(RDS_BUNDLE)}),
+        ({"PGSSLMODE": "verify-ca"}, {"sslmode": "verify-ca", "sslrootcert": RDS_BUNDLE}),
         ({"PGSSLROOTCERT": "own.pem"}, {"sslmode": "verify-full", "sslrootcert": "own.pem"}),
         ({"PGSSLMODE": "require"}, {"sslmode": "require"}),
         ({"PGSSLMODE": "disable"}, {"sslmode": "disable"}),
     ],
 )
 def test_libpqs_variables_decide_how_the_server_is_verified(variables: dict[str, str], query: dict[str, str]) -> None:
-    assert database_url({"DATABASE_SECRET": json.dumps(SECRET), **variables}).query == query
+    assert url_of({"DATABASE_SECRET": json.dumps(SECRET), **variables}).query == query
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
 def test_a_url_keeps_its_parameters_and_means_psycopg2(scheme: str) -> None:
-    url = database_url({"DATABASE_URL": f"{scheme}://u:p%40ss@db.example.com:6432/inventory?sslmode=require"})
+    url = url_of({"DATABASE_URL": f"{scheme}://u:p%40ss@db.example.com:6432/inventory?sslmode=require"})
     assert url.render_as_string(hide_password=False) == (
         "postgresql+psycopg2://u:p%40ss@db.example.com:6432/inventory?sslmode=require"
     )
@@ -108,8 +117,9 @@ def test_a_url_keeps_its_parameters_and_means_psycopg2(scheme: str) -> None:
         ({"DATABASE_SECRET": json.dumps(SECRET), "DATABASE_PORT": "65536"}, "must be a number from 1 to 65535"),
         ({"DATABASE_SECRET": json.dumps({**SECRET, "password": f"{CANARY}\0"})}, "DATABASE_SECRET holds a character"),
         ({"DATABASE_SECRET": json.dumps({**SECRET, "dbname": f"{CANARY}\ud800"})}, "DATABASE_SECRET holds a character"),
-        ({"DATABASE_URL": f"postgresql://u:{CANARY}%00@h/d"}, "DATABASE_URL holds a character"),
-        ({"DATABASE_URL": f"postgresql://u:{CANARY}@h/d?application_name=%00"}, "DATABASE_URL holds a character"),
+        ({"DATABASE_URL": f"postgresql://u:{CANARY}%00@h/d"}, "DATABASE_URL can't be read"),
+        ({"DATABASE_URL": f"postgresql://u:{CANARY}\ud800@h/d"}, "DATABASE_URL"),
+        ({"DATABASE_URL": f"postgresql://u:p@h/d?{CANARY}=1"}, "DATABASE_URL can't be read"),
         ({"DATABASE_URL": f"postgresql://u:p@h:{CANARY}/d"}, "DATABASE_URL can't be read"),
         ({"DATABASE_URL": CANARY}, "DATABASE_URL can't be read"),
         ({"DATABASE_URL": f"mysql://u:{CANARY}@h/d"}, "DATABASE_URL must begin with postgresql://"),
@@ -120,7 +130,7 @@ def test_settings_that_can_not_be_used_are_refused_without_showing_them(
     environment: dict[str, str], sentence: str
 ) -> None:
     with pytest.raises(SettingsError) as refused:
-        database_url(environment)
+        connection_parameters(environment)
     assert sentence in refused.value.message
     assert refused.value.exit_code == 2
     assert CANARY.lower() not in repr(refused.value).lower()
@@ -138,14 +148,14 @@ def test_bad_settings_end_the_run_with_2() -> None:
 def test_the_bundle_holds_the_authorities_of_rds_and_all_are_valid() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(RDS_BUNDLE)
-    certificates = x509.load_pem_x509_certificates(RDS_BUNDLE.read_bytes())
+    certificates = x509.load_pem_x509_certificates(Path(RDS_BUNDLE).read_bytes())
     assert len(certificates) == len(context.get_ca_certs())
     for certificate in certificates:
         name = certificate.subject.rfc4514_string()
         assert "O=Amazon Web Services" in name
         assert certificate.issuer == certificate.subject
         assert certificate.not_valid_after_utc > datetime.now(UTC), name
-        assert f"# {name}" in RDS_BUNDLE.read_text()
+        assert f"# {name}" in Path(RDS_BUNDLE).read_text()
 
 
 def test_a_secret_means_verified_tls(database: Database, project: Project) -> None:
@@ -170,8 +180,8 @@ def test_a_server_with_a_certificate_for_another_host_is_refused_at_once(
 ) -> None:
     monkeypatch.setenv("PGHOSTADDR", database.host)
     secret = {**database.secret, "host": "db.example.com"}
-    url = database_url({"DATABASE_SECRET": json.dumps(secret), "PGSSLROOTCERT": str(database.ca_file)})
-    refused = refusal(url)
+    secret_of = {"DATABASE_SECRET": json.dumps(secret), "PGSSLROOTCERT": str(database.ca_file)}
+    refused = refusal(connection_parameters(secret_of))
     assert (refused.exit_code, refused.kind) == (3, "HostNameMismatch")
 
 
@@ -179,7 +189,7 @@ def test_a_server_with_a_certificate_for_another_host_is_refused_at_once(
     "variables", [{"PGSSLMODE": "verify-everything"}, {"PGSSLROOTCERT": "/nowhere/ca.pem"}], ids=["mode", "file"]
 )
 def test_a_parameter_that_libpq_can_not_use_is_wrong_use(database: Database, variables: dict[str, str]) -> None:
-    refused = refusal(database_url({"DATABASE_SECRET": json.dumps(database.secret), **variables}))
+    refused = refusal(connection_parameters({"DATABASE_SECRET": json.dumps(database.secret), **variables}))
     assert (refused.exit_code, refused.kind) == (2, "SettingsError")
 
 
@@ -202,10 +212,10 @@ def test_a_server_that_insists_on_tls_is_told_from_one_that_refuses_the_password
     strict: tuple[Postgres, Database],
 ) -> None:
     _, database = strict
-    plain = refusal(database_url({"DATABASE_URL": f"{database.url}?sslmode=disable"}))
+    plain = refusal(connection_parameters({"DATABASE_URL": f"{database.url}?sslmode=disable"}))
     assert (plain.exit_code, plain.kind) == (3, "TLSRequired")
     # libpq's default tries with TLS first, and then, in vain, without
-    wrong = refusal(database_url({"DATABASE_URL": replace(database, password="wrong").url}))
+    wrong = refusal(connection_parameters({"DATABASE_URL": replace(database, password="wrong").url}))
     assert (wrong.exit_code, wrong.sqlstate) == (6, "28P01")
 
 
@@ -259,7 +269,7 @@ def test_a_server_without_tls_is_refused_at_once(
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "Popen", without_tls)
             server.start(with_parent=True)
-        refused = refusal(database_url({"DATABASE_URL": f"{database.url}?sslmode=require"}))
+        refused = refusal(connection_parameters({"DATABASE_URL": f"{database.url}?sslmode=require"}))
         assert (refused.exit_code, refused.kind) == (3, "TLSUnavailable")
     finally:
         server.stop()
@@ -285,7 +295,7 @@ def test_a_database_that_never_answers_is_given_up_at_the_deadline() -> None:
 
 def test_an_unknown_host_name_is_waited_for() -> None:
     with pytest.raises(RunError) as refused:
-        wait_for(URL.create("postgresql+psycopg2", host="nowhere.invalid", database="x"), 0, Report(io.StringIO()))
+        wait_for({"host": "nowhere.invalid", "dbname": "x"}, 0, Report(io.StringIO()))
     assert refused.value.message == "The database can't be reached: its host name is not known."
 
 
@@ -300,12 +310,12 @@ def test_a_wrong_password_is_not_waited_for(database: Database) -> None:
 def test_a_role_that_may_not_log_in_is_refused_credentials(database: Database, postgres: Postgres) -> None:
     with closing(postgres.connect()) as connection, connection.cursor() as cursor:
         cursor.execute(f'ALTER ROLE "{database.user}" NOLOGIN')
-    refused = refusal(database_url({"DATABASE_URL": database.url}))
+    refused = refusal(connection_parameters({"DATABASE_URL": database.url}))
     assert (refused.exit_code, refused.sqlstate) == (6, "28000")
 
 
 def test_a_database_that_does_not_exist_is_wrong_use(database: Database) -> None:
-    refused = refusal(database_url({"DATABASE_URL": replace(database, name="nosuch").url}))
+    refused = refusal(connection_parameters({"DATABASE_URL": replace(database, name="nosuch").url}))
     assert (refused.exit_code, refused.sqlstate) == (2, "3D000")
 
 

@@ -1,0 +1,108 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from migration_runner.report import Report
+from migration_runner.runner import Request, run
+
+EXIT_CODES = """\
+exit codes:
+    0  the schema is at the target
+    1  a migration failed; for status: revisions are pending
+    2  wrong use: no revisions, several heads, a broken chain, bad settings, an unknown revision
+    3  the database can't be reached, or the session was lost
+    4  a lock was not free in time
+    5  the database is at a revision that this image does not have
+    6  the database refused the credentials
+  130  interrupted with Ctrl-C
+  143  told to stop with SIGTERM
+"""
+COMMANDS = (
+    ("upgrade", "apply the revisions up to the newest, or to REVISION", "upgrade --wait 120"),
+    ("downgrade", "take revisions back down to REVISION", "downgrade -1"),
+    ("stamp", "record that the schema is at REVISION, and run nothing", "stamp 49871d03964c"),
+    ("status", "show where the schema is and which revisions are pending", "status --config service/alembic.ini"),
+)
+REVISIONS = {
+    "upgrade": {"nargs": "?", "help": "a whole revision id (default: newest)"},
+    "downgrade": {"help": "a whole revision id, base, or -1 for one step back"},
+    "stamp": {"help": "a whole revision id, head or base"},
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; the exit code."""
+    parsed = _parser().parse_args(arguments)
+    request = Request(
+        parsed.command,
+        parsed.config,
+        parsed.wait,
+        getattr(parsed, "revision", None),
+        parsed.lock_wait,
+        parsed.timeout,
+    )
+    return run(request, os.environ, Report.of_process(as_json=parsed.json))
+
+
+def _parser() -> argparse.ArgumentParser:
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
+        "--config",
+        type=Path,
+        default=Path(os.environ.get("ALEMBIC_CONFIG") or "alembic.ini"),
+        metavar="FILE",
+        help="Alembic's configuration (default: ALEMBIC_CONFIG, or alembic.ini in the working directory)",
+    )
+    options.add_argument(
+        "--wait",
+        type=seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long to wait for the database (default: 60)",
+    )
+    options.add_argument(
+        "--lock-wait",
+        type=seconds,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long to wait for another run, or for a table's lock (default: 300)",
+    )
+    options.add_argument(
+        "--timeout",
+        type=seconds,
+        default=os.environ.get("MIGRATION_TIMEOUT") or None,
+        metavar="SECONDS",
+        help="when a statement is given up, counted from the beginning (default: MIGRATION_TIMEOUT, or never)",
+    )
+    options.add_argument("--json", action="store_true", help="write JSON on a terminal too")
+    parser = argparse.ArgumentParser(
+        prog="python -m migration_runner",
+        description="Migrate the database that DATABASE_SECRET or DATABASE_URL names.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary, example in COMMANDS:
+        added = commands.add_parser(
+            name,
+            parents=[options],
+            help=summary,
+            description=f"{summary.capitalize()}.",
+            epilog=f"example: python -m migration_runner {example}",
+        )
+        if name in REVISIONS:
+            added.add_argument("revision", metavar="REVISION", **REVISIONS[name])  # type: ignore[arg-type]
+    return parser
+
+
+def seconds(text: str) -> float:
+    """A time to wait, from 0 to 3600; argparse shows this function's name when it is no number."""
+    number = float(text)
+    if not 0 <= number <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 3600")
+    return number

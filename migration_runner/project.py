@@ -1,0 +1,574 @@
+"""A team's Alembic project and the database that it migrates.
+
+Its ``env.py`` runs as the team wrote it. What is added comes from outside: the URL in the configuration's memory, the
+settings of each session through SQLAlchemy's events, and through ``configure`` the lock, one transaction per migration,
+and the steps.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep, StampStep
+from alembic.script import Script, ScriptDirectory
+from alembic.script.revision import RevisionMap
+from alembic.util import load_python_file
+from sqlalchemy import Connection, Engine, event
+from sqlalchemy.exc import DBAPIError
+
+from migration_runner.database import DRIVER, sqlalchemy_url
+from migration_runner.errors import ExitCode, RunError, wrong_use
+from migration_runner.failures import failure
+from migration_runner.guard import Guard
+from migration_runner.ledger import ADD, EXISTS, MAKE, REMOVE
+from migration_runner.manifest import configuration_files
+from migration_runner.report import Report, milliseconds_since, shown
+from migration_runner.revisions import Revision, script_location
+from migration_runner.settings import NAME
+from migration_runner.stop import Stop
+
+# SQLAlchemy needs another driver for an env.py that is asynchronous.
+ASYNC_DRIVER = "postgresql+psycopg"
+LOCK_TIMEOUT = "100ms"
+LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
+LONGEST_PAUSE = 5.0
+SAMPLE_SECONDS = 0.03
+# Whom the server may lose, and how soon it notices. The connection check needs PostgreSQL 14, and Linux or macOS.
+# https://www.postgresql.org/docs/current/runtime-config-connection.html
+SESSION = """
+SELECT set_config('lock_timeout', '100ms', false), set_config('idle_in_transaction_session_timeout', '5min', false),
+       set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
+       set_config('tcp_keepalives_count', '3', false)
+"""
+CONNECTION_CHECK = "SET client_connection_check_interval = '1s'"
+CONCURRENTLY = re.compile(
+    r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?"
+    r"""("(?:[^"]|"")+"|\w+)\s+ON\s+(?:ONLY\s+)?((?:"(?:[^"]|"")+"|\w+)(?:\.(?:"(?:[^"]|"")+"|\w+))?)""",
+    re.IGNORECASE,
+)
+LEFT_INVALID = """
+SELECT c.oid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE NOT i.indisvalid AND i.indrelid = to_regclass(%s) AND c.relname = (parse_ident(%s))[1]
+"""
+
+Plan = Callable[[tuple[str, ...]], "Journey | None"]
+
+
+@dataclass(frozen=True)
+class Journey:
+    """Which way to go, and where to.
+
+    Args:
+        direction: ``upgrade``, ``downgrade`` or ``stamp``.
+        target: a revision; None for an empty schema.
+    """
+
+    direction: str
+    target: str | None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a run may take.
+
+    Args:
+        lock_wait: how long to wait for a lock, in seconds.
+        deadline: when all must have ended, as ``time.monotonic`` counts; None for no such time.
+    """
+
+    lock_wait: float
+    deadline: float | None = None
+
+    @property
+    def patience(self) -> float:
+        """How long to wait for a lock that is needed now, in seconds."""
+        return self.lock_wait if self.deadline is None else max(0.0, min(self.lock_wait, self.left))
+
+    @property
+    def left(self) -> float:
+        """How many seconds there are until the deadline."""
+        return float("inf") if self.deadline is None else self.deadline - time.monotonic()
+
+
+@dataclass
+class Step:
+    """The migration that runs now."""
+
+    revision: Revision
+    direction: str
+    statements: int = 0
+    began: float = 0.0
+    committed: bool = False
+    inside: bool = False
+
+
+@dataclass
+class Environment:
+    """What a run of ``env.py`` has told.
+
+    Args:
+        schema: of the version table.
+        table: its name.
+        before: what it held.
+        sessions: the server's process ids of the connections that were opened.
+    """
+
+    schema: str | None = None
+    table: str | None = None
+    before: tuple[str, ...] | None = None
+    sessions: list[int] = field(default_factory=list)
+
+    @property
+    def version_table(self) -> str:
+        """Schema and name, as the ledger and the lock know it."""
+        return f"{self.schema}.{self.table}"
+
+
+class Project:
+    """An Alembic project and the database that it migrates.
+
+    Args:
+        config: the project's ``alembic.ini``.
+        parameters: the database, as libpq knows it.
+        revisions: the project's, newest first.
+        guard: the runner's own connection.
+        report: gets a line per migration.
+        stop: learns what to cancel.
+        limits: how long to wait for locks.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        parameters: Mapping[str, str],
+        revisions: Sequence[Revision],
+        guard: Guard,
+        report: Report,
+        stop: Stop,
+        limits: Limits,
+    ) -> None:
+        ini, toml = configuration_files(str(config))
+        self._config = Config(ini, toml_file=toml)
+        env = script_location(config) / "env.py"
+        driver = ASYNC_DRIVER if env.exists() and b"async_engine" in env.read_bytes() else DRIVER
+        url = sqlalchemy_url(parameters, driver).render_as_string(hide_password=False)
+        # Alembic's configuration takes a percent sign for the begin of an interpolation.
+        self._config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
+        self._revisions = {one.revision: one for one in revisions}
+        self._files = {"env.py", *(one.path.name for one in revisions)}
+        self._guard = guard
+        self._report = report
+        self._stop = stop
+        self._limits = limits
+        self._step: Step | None = None
+        self._locking = False
+        self.environment = Environment()
+        self.finished: list[str] = []
+
+    def look(self) -> tuple[str, ...]:
+        """What the version table holds now, and which it is; nothing is changed, and no lock is waited for.
+
+        Raises:
+            RunError: it can't be read.
+        """
+        self._run(lambda _, __: [], locking=False, dont_mutate=True)
+        return self.environment.before or ()
+
+    def migrate(self, plan: Plan) -> None:
+        """Be the only one who migrates, and run the migrations, each in a transaction of its own.
+
+        Args:
+            plan: decides where to, when it is known what the version table holds; None for nothing to do.
+
+        Raises:
+            RunError: a migration failed, the session was lost, or a lock was not free in time.
+        """
+
+        def steps(heads: tuple[str, ...], context: MigrationContext) -> Iterable[MigrationStep]:
+            journey = plan(heads)
+            self._prepare(context)
+            if journey is None:
+                return
+            planned = self._steps(journey, heads, context)
+            for step in planned:
+                self._guard.check()
+                if isinstance(step, RevisionStep):
+                    yield from self._watched(step, context, heads)
+                else:
+                    yield step
+
+        self._run(steps, locking=True)
+
+    def _run(self, steps: Callable[..., Iterable[Any]], *, locking: bool, **options: Any) -> None:
+        self._locking = locking
+        self.environment = Environment()
+        script = ScriptDirectory.from_config(self._config)
+        lazily = [self._script(one) for one in reversed(self._revisions.values())]
+        script.__dict__["revision_map"] = RevisionMap(lambda: lazily)
+
+        def begin(heads: tuple[str, ...], context: MigrationContext) -> Iterable[Any]:
+            self.environment.before = heads
+            return steps(heads, context)
+
+        with self._team_code(), EnvironmentContext(self._config, script, fn=begin, **options):
+            script.run_env()
+        if self.environment.before is None:
+            raise RunError(
+                "env.py did not call context.run_migrations().", exit_code=ExitCode.FAILED, kind="NothingWasRun"
+            )
+
+    @contextmanager
+    def _team_code(self) -> Iterator[None]:
+        """Where the team's code runs: what it raises becomes a RunError."""
+        listeners: list[tuple[str, Callable[..., Any]]] = [
+            ("do_connect", _name_session),
+            ("connect", self._connected),
+            ("before_cursor_execute", self._before_statement),
+            ("after_cursor_execute", self._after_statement),
+        ]
+        configure, block = EnvironmentContext.configure, MigrationContext.autocommit_block
+        EnvironmentContext.configure = self._configuring(configure)  # type: ignore[method-assign]
+        MigrationContext.autocommit_block = self._blocking(block)  # type: ignore[method-assign]
+        for name, listener in listeners:
+            event.listen(Engine, name, listener)
+        try:
+            yield
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            revision = self._step.revision.revision if self._step else None
+            raise failure(error, revision, self._files) from None
+        finally:
+            for name, listener in listeners:
+                event.remove(Engine, name, listener)
+            EnvironmentContext.configure = configure  # type: ignore[method-assign]
+            MigrationContext.autocommit_block = block  # type: ignore[method-assign]
+
+    def _configuring(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Every env.py configures Alembic with one transaction per migration, and holds the lock before it looks."""
+
+        def configure(environment: EnvironmentContext, *args: Any, **options: Any) -> None:
+            if options.get("upgrade_token", "upgrades") != "upgrades":
+                raise wrong_use(
+                    "SeveralDatabases",
+                    "env.py migrates several databases (Alembic's multidb template); the runner migrates one.",
+                    "Give each database its own alembic.ini, and run each with its own task.",
+                )
+            options["transaction_per_migration"] = True
+            original(environment, *args, **options)
+            self._configured(environment.get_context())
+
+        return configure
+
+    def _configured(self, context: MigrationContext) -> None:
+        connection = context.connection
+        if connection is None:
+            return
+        schema = context.version_table_schema or connection.exec_driver_sql("SELECT current_schema()").scalar()
+        seen = self.environment
+        if seen.table and (seen.schema, seen.table) != (schema, context.version_table):
+            raise wrong_use(
+                "SeveralVersionTables",
+                f"env.py migrates {seen.version_table} and then {schema}.{context.version_table}; the runner migrates "
+                "one of them in a run.",
+                "Run env.py once for each.",
+            )
+        seen.schema, seen.table = schema, context.version_table
+        if not context._in_external_transaction:
+            # What env.py has set must survive a rollback; and nobody waits for the lock within a transaction.
+            connection.commit()
+        if self._locking:
+            self._guard.lock(seen.version_table, self._limits.patience)
+
+    def _prepare(self, context: MigrationContext) -> None:
+        """Make the ledger, with the role that the migrations are run by."""
+        connection = _connection(context)
+        if not connection.exec_driver_sql(EXISTS).scalar():
+            try:
+                connection.exec_driver_sql(MAKE)
+            except DBAPIError as error:
+                told = failure(error)
+                if told.sqlstate != "42501":
+                    raise
+                raise RunError(
+                    "The role that migrates may not make the schema migration_runner, where the runner keeps which "
+                    "revision files were applied.",
+                    exit_code=ExitCode.FAILED,
+                    kind=told.kind,
+                    sqlstate=told.sqlstate,
+                    hint="Let an administrator run GRANT CREATE ON DATABASE ... TO the role, or make the schema for it "
+                    "with CREATE SCHEMA migration_runner AUTHORIZATION the role.",
+                ) from None
+        if not context._in_external_transaction:
+            connection.commit()
+
+    def _steps(self, journey: Journey, heads: tuple[str, ...], context: MigrationContext) -> list[MigrationStep]:
+        """All that is to be run is imported before the first of it is."""
+        script: Any = context.script
+        target = journey.target or "base"
+        if journey.direction == "stamp":
+            stamps: list[StampStep] = script._stamp_revs(target, heads)
+            return list(stamps)
+        line = self._line(journey, heads)
+        if line is None:
+            move = {"upgrade": script._upgrade_revs, "downgrade": script._downgrade_revs}[journey.direction]
+            steps: list[RevisionStep] = move(target, heads[0] if len(heads) == 1 else heads)
+            return list(steps)
+        upward = journey.direction == "upgrade"
+        # Alembic needs to know of no others.
+        ends = [one for one in (heads[0] if heads else None, journey.target) if one]
+        outside = [self._revisions[one] for one in ends if self._revisions[one] not in line]
+        known = [self._script(replace(one, down_revisions=(), depends_on=())) for one in outside]
+        scripts = [self._script(one) for one in line]
+        chain = RevisionMap(lambda: [*known, *scripts])
+        chain._revision_map  # noqa: B018 - it resolves the scripts' parents
+        return [RevisionStep(chain, one, upward) for one in scripts]
+
+    def _line(self, journey: Journey, heads: tuple[str, ...]) -> list[Revision] | None:
+        """The revisions to run, in order, when each has the one before it as its only parent; None otherwise."""
+        if len(heads) > 1:
+            return None
+        old, new = (heads[0] if heads else None), journey.target
+        top, bottom = (new, old) if journey.direction == "upgrade" else (old, new)
+        line: list[Revision] = []
+        at = top
+        while at != bottom:
+            one = self._revisions.get(at or "")
+            if one is None or len(one.down_revisions) > 1 or one.depends_on:
+                return None
+            line.append(one)
+            at = one.down_revisions[0] if one.down_revisions else None
+        return line[::-1] if journey.direction == "upgrade" else line
+
+    def _script(self, revision: Revision) -> Script:
+        return Script(_Lazily(revision), revision.revision, str(revision.path))  # type: ignore[arg-type]
+
+    def _watched(self, step: RevisionStep, context: MigrationContext, start: Collection[str]) -> Iterator[RevisionStep]:
+        """The same step, told about; Alembic comes back after it has committed it."""
+        revision = self._revisions[step.revision.revision]
+        self._step = Step(revision, "upgrade" if step.is_upgrade else "downgrade")
+        title = f"{revision.revision} {revision.message}"
+        # Told with each revision, for who is killed has no last word.
+        self._report.progress(
+            "migration.revision_started", f"{title} ...", revision=revision.revision, **{"from": shown(start)}
+        )
+        started = time.monotonic()
+        step.migration_fn = self._patiently(step.migration_fn, context, self._step)
+        yield step
+        took = milliseconds_since(started)
+        self._report.event(
+            "migration.revision",
+            f"{title}: done in {took} ms",
+            revision=revision.revision,
+            statements=self._step.statements,
+            duration_ms=took,
+        )
+        self.finished.append(revision.revision)
+        self._step = None
+
+    def _patiently(self, migrate: Callable[..., None], context: MigrationContext, step: Step) -> Callable[..., None]:
+        """The migration, tried again while somebody stands in its way, and then recorded in its transaction."""
+        key = self.environment.version_table
+        revision = step.revision
+
+        @wraps(migrate)
+        def run(**arguments: Any) -> None:
+            give_up = time.monotonic() + self._limits.patience
+            for attempt in count(1):
+                sampler = _Sampler(self._guard, self.environment.sessions)
+                try:
+                    self._set_timeouts(context, revision)
+                    step.statements, step.inside = 0, True
+                    # Nobody is in the way as a rule: who is, is found out from the second try on.
+                    with sampler.sampling() if attempt > 1 else _nothing():
+                        migrate(**arguments)
+                    break
+                except DBAPIError as error:
+                    step.inside = False
+                    told = failure(error, revision.revision, self._files)
+                    if told.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK) or step.committed or self._stop.signal:
+                        raise
+                    if context._in_external_transaction:
+                        raise
+                    pause = min(0.1 * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
+                    blockers = sorted(sampler.seen)
+                    if attempt > 1 and time.monotonic() + pause >= give_up:
+                        raise self._locked_out(told, attempt, blockers) from None
+                    transaction = _connection(context).get_transaction()
+                    if transaction:
+                        transaction.rollback()
+                    context._transaction = _connection(context).begin()
+                    self._report.progress(
+                        "migration.locked",
+                        f"{revision.revision} waits for a lock, try {attempt}: {'; '.join(blockers) or told.message}",
+                        revision=revision.revision,
+                        attempt=attempt,
+                        statement=step.statements,
+                        blockers=blockers,
+                    )
+                    time.sleep(pause)
+                finally:
+                    step.inside = False
+            record, values = (ADD, (key, revision.revision, revision.checksum))
+            if step.direction == "downgrade":
+                record, values = REMOVE, values[:2]  # type: ignore[assignment]
+            _connection(context).exec_driver_sql(record, values)
+
+        return run
+
+    def _locked_out(self, told: RunError, attempts: int, blockers: Sequence[str]) -> RunError:
+        in_the_way = f" In the way: {'; '.join(blockers)}." if blockers else ""
+        return RunError(
+            f"A lock was not free in {self._limits.lock_wait:g} s, {attempts} tries: {told.message}.{in_the_way}",
+            exit_code=ExitCode.LOCKED,
+            kind=told.kind,
+            sqlstate=told.sqlstate,
+            revision=told.revision,
+            hint="End what stands in the way, or wait for it; then run this again.",
+        )
+
+    def _set_timeouts(self, context: MigrationContext, revision: Revision) -> None:
+        settings = []
+        if revision.lock_timeout:
+            settings.append(f"SET LOCAL lock_timeout = '{revision.lock_timeout}'")
+        if self._limits.deadline is not None:
+            settings.append(f"SET statement_timeout = '{max(1, int(self._limits.left * 1000))}ms'")
+        if settings:
+            _connection(context).exec_driver_sql("; ".join(settings))
+
+    def _blocking(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        """In an autocommit block a statement waits for its locks, or CONCURRENTLY would leave an INVALID index."""
+
+        @contextmanager
+        def autocommit_block(context: MigrationContext) -> Iterator[None]:
+            if self._step:
+                self._step.committed = True
+            with original(context):
+                connection = context.connection
+                if connection is not None:
+                    connection.exec_driver_sql("SET lock_timeout = 0")
+                yield
+                if connection is not None:
+                    connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+
+        return autocommit_block
+
+    def _connected(self, session: Any, _: object) -> None:
+        """Settings of a new session; and what is needed to cancel what runs in it."""
+        cursor = session.cursor()
+        try:
+            cursor.execute(SESSION)
+            cursor.execute("SELECT pg_backend_pid()")
+            self.environment.sessions.append(cursor.fetchone()[0])
+            session.commit()
+            try:
+                cursor.execute(CONNECTION_CHECK)
+            except Exception as error:
+                # The server's system can't tell: "must be set to 0 on this platform".
+                session.rollback()
+                if (getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)) != "22023":
+                    raise
+            session.commit()
+        finally:
+            cursor.close()
+        self._stop.sessions.append(getattr(session, "driver_connection", None) or session)
+
+    def _before_statement(self, connection: Any, _: object, statement: str, *__: object) -> None:
+        step = self._step
+        if step is None or not step.inside:
+            return
+        step.statements += 1
+        step.began = time.monotonic()
+        index = CONCURRENTLY.match(statement)
+        if index:
+            # An interrupted run has left it behind, and what it left would make this statement fail, or do nothing.
+            step.inside = False
+            found = connection.exec_driver_sql(LEFT_INVALID, (index[2], index[1])).all()
+            for (name,) in found:
+                self._report.event(
+                    "migration.index_dropped", f"{name} was left INVALID, and is built anew.", index=name
+                )
+                connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
+            step.inside = True
+            step.began = time.monotonic()
+
+    def _after_statement(self, *_: object) -> None:
+        step = self._step
+        if step is None or not step.inside:
+            return
+        self._report.event(
+            "migration.statement",
+            "",
+            revision=step.revision.revision,
+            statement=step.statements,
+            duration_ms=milliseconds_since(step.began),
+        )
+
+
+class _Lazily:
+    """A revision file as Alembic sees it, imported only when its functions are asked for."""
+
+    def __init__(self, revision: Revision) -> None:
+        parents = revision.down_revisions
+        self.revision = revision.revision
+        self.down_revision = parents[0] if len(parents) == 1 else parents or None
+        self.branch_labels = revision.branch_labels or None
+        self.depends_on = revision.depends_on or None
+        self.__doc__ = revision.message
+        self._read = revision
+
+    def __getattr__(self, name: str) -> Any:
+        path = self._read.path
+        module = load_python_file(str(path.parent), path.name)
+        self.__dict__.update({key: getattr(module, key) for key in ("upgrade", "downgrade") if hasattr(module, key)})
+        return getattr(module, name)
+
+
+class _Sampler:
+    """Looks from the runner's own connection who stands in the way of the sessions."""
+
+    def __init__(self, guard: Guard, sessions: Sequence[int]) -> None:
+        self._guard = guard
+        self._sessions = sessions
+        self._over = threading.Event()
+        self.seen: set[str] = set()
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        """Look again and again, within."""
+        thread = threading.Thread(target=self._sample, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    def _sample(self) -> None:
+        while not self._over.wait(SAMPLE_SECONDS):
+            self.seen = set(self._guard.blockers(self._sessions)) or self.seen
+
+
+def _connection(context: MigrationContext) -> Connection:
+    if context.connection is None:
+        raise wrong_use("NoConnection", "env.py has configured Alembic without a connection.")
+    return context.connection
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _name_session(_: object, __: object, ___: object, parameters: dict[str, Any]) -> None:
+    parameters.setdefault("application_name", NAME)

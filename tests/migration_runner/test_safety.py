@@ -1,0 +1,583 @@
+"""Locks as PostgreSQL takes them, dangers as squawk finds them, and advice that holds when it is followed."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psycopg2.extensions
+import pytest
+from alembic import command
+from alembic.config import Config
+
+from local_aws.postgres import Postgres
+from migration_runner.errors import RunError
+from migration_runner.offline import Statement, split, write_sql
+from migration_runner.revisions import RevisionError, read_revisions
+from migration_runner.safety import (
+    BLOCKS,
+    Finding,
+    SquawkMissingError,
+    as_json,
+    check,
+    findings,
+    locks,
+    plan,
+    plan_as_json,
+    render_check,
+    render_plan,
+    sizes,
+    tables,
+)
+from tests.conftest import Database
+from tests.migration_runner.conftest import ROOT, Project, revision
+
+RENAME = ROOT / "migrations/versions/49871d03964c_rename_name_to_sku.py"
+BACK = "op.execute('SELECT 1')"
+# From the weakest to the strongest; ACCESS SHARE, which every read takes, is not told.
+MODES = list(BLOCKS)
+
+SCHEMA = """
+    CREATE TABLE parent (id int PRIMARY KEY, name text);
+    CREATE TABLE child (id int, parent int CONSTRAINT child_parent REFERENCES parent, CONSTRAINT positive CHECK (id > 0));
+    ALTER TABLE child ADD CONSTRAINT checked CHECK (id < 9) NOT VALID;
+    ALTER TABLE child ADD CONSTRAINT child_other FOREIGN KEY (id) REFERENCES parent NOT VALID;
+    CREATE TABLE "Odd; name" (id int);
+    CREATE TABLE t (id int, a int, b text);
+    CREATE UNIQUE INDEX t_a ON t (a);
+    CREATE TABLE parts (id int) PARTITION BY RANGE (id);
+    CREATE TABLE part PARTITION OF parts FOR VALUES FROM (1) TO (9);
+    CREATE TABLE loose (id int);
+    CREATE VIEW seen AS SELECT id FROM t;
+    CREATE MATERIALIZED VIEW kept AS SELECT id FROM t;
+    CREATE UNIQUE INDEX kept_id ON kept (id);
+    CREATE TYPE mood AS ENUM ('glad');
+    CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+    CREATE TRIGGER tr AFTER INSERT ON t EXECUTE FUNCTION nothing();
+"""
+
+
+@pytest.fixture(scope="module")
+def schema(postgres: Postgres) -> Iterator[Database]:
+    """A database that each test leaves as it was."""
+    name = f"test_{secrets.token_hex(6)}"
+    postgres.create_database(name, owner=name, password=name)
+    database = Database(name=name, user=name, password=name, port=postgres.port, ca_file=postgres.ca_file)
+    database.rows(SCHEMA)
+    yield database
+    postgres.drop_database(name)
+
+
+def statement(sql: str) -> Statement:
+    return Statement(sql, Path("step.py"), 10)
+
+
+def told(sql: str) -> dict[str, str]:
+    return {lock.table: lock.mode for lock in locks(statement(sql))}
+
+
+def held(database: Database, pid: int, names: set[str]) -> dict[str, str]:
+    """The strongest lock of the session on each table, and on each index among ``names``, that the schema has."""
+    rows = database.rows(f"""
+        SELECT relname, mode FROM pg_locks JOIN pg_class ON pg_class.oid = relation
+        WHERE pid = {pid} AND relnamespace = 'public'::regnamespace AND mode <> 'AccessShareLock' AND granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    """)
+    indexes = {name for (name,) in database.rows("SELECT indexrelid::regclass::text FROM pg_index")} - names
+    strongest: dict[str, str] = {}
+    for name, mode in rows:
+        shown = f'"{name}"' if " " in str(name) else str(name)
+        words = "".join(f" {letter}" if letter.isupper() else letter for letter in str(mode)[: -len("Lock")])
+        if shown not in indexes:
+            strongest[shown] = max(strongest.get(shown, MODES[0]), words.strip().upper(), key=MODES.index)
+    return strongest
+
+
+ACCESS, WRITES, SHARED = "ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE"
+
+
+@pytest.mark.parametrize(
+    ("sql", "expected", "untold"),
+    [
+        ("ALTER TABLE t RENAME a TO c", {"t": ACCESS}, {}),
+        ("ALTER TABLE t RENAME TO u", {"t": ACCESS}, {}),
+        ("ALTER TABLE t ADD COLUMN c int", {"t": ACCESS}, {}),
+        ("ALTER TABLE public.t DROP COLUMN b", {"public.t": ACCESS}, {}),
+        ("ALTER TABLE t ALTER COLUMN a TYPE bigint USING (a, 1) IS NULL::int::bigint", {"t": ACCESS}, {}),
+        ("ALTER TABLE t ALTER COLUMN a SET NOT NULL", {"t": ACCESS}, {}),
+        ("ALTER TABLE IF EXISTS ONLY t ALTER b SET DEFAULT 'x, y'", {"t": ACCESS}, {}),
+        ("ALTER TABLE t ALTER COLUMN a SET STATISTICS 9", {"t": SHARED}, {}),
+        ("ALTER TABLE t SET (fillfactor = 70, autovacuum_enabled = false)", {"t": SHARED}, {}),
+        ("ALTER TABLE t CLUSTER ON t_a", {"t": SHARED}, {}),
+        ("ALTER TABLE t DISABLE TRIGGER tr", {"t": WRITES}, {}),
+        ("ALTER TABLE t DISABLE TRIGGER tr, ADD COLUMN c int", {"t": ACCESS}, {}),
+        ("ALTER TABLE t ADD CONSTRAINT c CHECK (a > 0) NOT VALID", {"t": ACCESS}, {}),
+        ("ALTER TABLE t ADD CONSTRAINT u UNIQUE USING INDEX t_a", {"t": ACCESS}, {}),
+        ("ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES parent (id)", {"t": WRITES, "parent": WRITES}, {}),
+        ("ALTER TABLE t ADD CONSTRAINT f FOREIGN KEY(a) REFERENCES parent NOT VALID", {"t": WRITES, "parent": WRITES}, {}),
+        ("ALTER TABLE t ADD COLUMN c int REFERENCES parent", {"t": ACCESS, "parent": WRITES}, {}),
+        ("ALTER TABLE child VALIDATE CONSTRAINT checked", {"child": SHARED}, {}),
+        ("ALTER TABLE child VALIDATE CONSTRAINT child_other", {"child": SHARED}, {"parent": "ROW SHARE"}),
+        ("ALTER TABLE child DROP CONSTRAINT positive", {"child": ACCESS}, {}),
+        ("ALTER TABLE child DROP CONSTRAINT child_parent", {"child": ACCESS}, {"parent": ACCESS}),
+        ("ALTER TABLE parts ATTACH PARTITION loose FOR VALUES FROM (9) TO (19)", {"parts": SHARED, "loose": ACCESS}, {}),
+        ("ALTER TABLE parts DETACH PARTITION part", {"parts": ACCESS, "part": ACCESS}, {}),
+        ('ALTER TABLE "Odd; name" RENAME id TO "to"', {'"Odd; name"': ACCESS}, {}),
+        ("ALTER INDEX t_a RENAME TO t_b", {"t_a": SHARED}, {}),
+        ("ALTER VIEW seen RENAME TO unseen", {"seen": ACCESS}, {}),
+        ("CREATE TABLE n (id int CHECK (id > 0))", {}, {}),
+        ("CREATE TABLE n (id int REFERENCES parent, FOREIGN KEY (id) REFERENCES parent)", {"parent": WRITES}, {}),
+        ("CREATE TABLE n PARTITION OF parts FOR VALUES FROM (20) TO (30)", {"parts": ACCESS}, {}),
+        ("CREATE TABLE n (b int) INHERITS (t, loose)", {"t": SHARED, "loose": SHARED}, {}),
+        ("CREATE UNIQUE INDEX i ON t (lower(b)) WHERE b <> ' ON child '", {"t": "SHARE"}, {}),
+        ("CREATE INDEX IF NOT EXISTS i ON ONLY t USING btree (a)", {"t": "SHARE"}, {}),
+        ("DROP INDEX t_a", {"t_a": ACCESS}, {"t": ACCESS}),
+        ("DROP TABLE loose, \"Odd; name\"", {"loose": ACCESS, '"Odd; name"': ACCESS}, {}),
+        ("DROP TABLE child", {"child": ACCESS}, {"parent": ACCESS}),
+        ("DROP VIEW IF EXISTS seen", {"seen": ACCESS}, {}),
+        ("TRUNCATE t, ONLY loose", {"t": ACCESS, "loose": ACCESS}, {}),
+        ("LOCK TABLE t, loose IN SHARE MODE", {"t": "SHARE", "loose": "SHARE"}, {}),
+        ("LOCK t", {"t": ACCESS}, {}),
+        ("CREATE TRIGGER x BEFORE UPDATE OF a ON t EXECUTE FUNCTION nothing()", {"t": WRITES}, {}),
+        ("DROP TRIGGER tr ON t", {"t": ACCESS}, {}),
+        ("CREATE POLICY p ON t USING (a > 0)", {"t": ACCESS}, {}),
+        ("REFRESH MATERIALIZED VIEW kept", {"kept": ACCESS}, {}),
+        ("REFRESH MATERIALIZED VIEW CONCURRENTLY kept", {"kept": "EXCLUSIVE"}, {}),
+        ("REINDEX TABLE t", {"t": "SHARE"}, {}),
+        ("REINDEX INDEX t_a", {"t_a": ACCESS}, {"t": "SHARE"}),
+        ("ANALYZE t", {"t": SHARED}, {}),
+        ("CLUSTER t USING t_a", {"t": ACCESS}, {}),
+        ("COMMENT ON TABLE t IS 'DROP TABLE child'", {"t": SHARED}, {}),
+        ("COMMENT ON COLUMN public.t.a IS 'it''s'", {"public.t": SHARED}, {}),
+        ("INSERT INTO t VALUES (1, 2, 'UPDATE child SET') ON CONFLICT (a) DO UPDATE SET b = 'x'", {"t": "ROW EXCLUSIVE"}, {}),
+        ("UPDATE /* the others; */ ONLY t -- all\n SET a = loose.id FROM loose", {"t": "ROW EXCLUSIVE"}, {}),
+        ("DELETE FROM t WHERE a IN (SELECT id FROM loose)", {"t": "ROW EXCLUSIVE"}, {}),
+        (
+            "WITH old AS (DELETE FROM t RETURNING id) INSERT INTO loose SELECT id FROM old",
+            {"t": "ROW EXCLUSIVE", "loose": "ROW EXCLUSIVE"},
+            {},
+        ),
+        ("MERGE INTO t USING loose ON t.id = loose.id WHEN MATCHED THEN UPDATE SET a = 1", {"t": "ROW EXCLUSIVE"}, {}),
+        ("ALTER TYPE mood ADD VALUE 'sad'", {}, {}),
+        ("CREATE VIEW v AS SELECT * FROM t", {}, {}),
+        ("SELECT a FROM t", {}, {}),
+        ("CREATE FUNCTION f() RETURNS void LANGUAGE sql AS $x$ DELETE FROM t; $x$", {}, {}),
+    ],
+)  # fmt: skip
+def test_the_locks_that_are_told_are_those_that_postgresql_takes(
+    schema: Database, sql: str, expected: dict[str, str], untold: dict[str, str]
+) -> None:
+    assert told(sql) == expected
+    with closing(schema.connect()) as connection:
+        connection.autocommit = False
+        before = {str(name) for (name,) in schema.rows("SELECT oid::regclass::text FROM pg_class")}
+        with connection.cursor() as cursor:
+            cursor.execute(sql)
+        names = {name.removeprefix("public.") for name in expected}
+        # What the statement itself creates has another oid, which no one else sees yet.
+        taken = held(schema, connection.info.backend_pid, names)
+        connection.rollback()
+    assert names | untold.keys() <= before
+    assert taken == {name.removeprefix("public."): mode for name, mode in expected.items()} | untold
+
+
+@pytest.mark.parametrize(
+    ("sql", "undo", "expected", "untold"),
+    [
+        ("CREATE INDEX CONCURRENTLY i ON t (b)", "DROP INDEX IF EXISTS i", {"t": SHARED}, {}),
+        ("DROP INDEX CONCURRENTLY t_a", "CREATE UNIQUE INDEX IF NOT EXISTS t_a ON t (a)", {"t_a": SHARED}, {"t": SHARED}),
+        ("REINDEX TABLE CONCURRENTLY t", "SELECT 1", {"t": SHARED}, {}),
+    ],
+)  # fmt: skip
+def test_what_runs_concurrently_lets_writers_in(
+    schema: Database, sql: str, undo: str, expected: dict[str, str], untold: dict[str, str]
+) -> None:
+    assert told(sql) == expected
+    with closing(schema.connect()) as writer, closing(schema.connect()) as builder:
+        # given a writer that the statement has to wait for
+        writer.autocommit = False
+        with writer.cursor() as cursor:
+            cursor.execute("INSERT INTO t VALUES (1, 1, 'x')")
+        # when it waits
+        running = threading.Thread(target=run_in, args=[builder, sql])
+        running.start()
+        waiting = f"SELECT FROM pg_locks WHERE pid = {builder.info.backend_pid} AND NOT granted"
+        deadline = time.monotonic() + 10
+        while not schema.rows(waiting) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        taken = held(schema, builder.info.backend_pid, set(expected))
+        writer.rollback()
+        running.join(10)
+    schema.rows(undo)
+    assert taken == expected | untold
+
+
+def run_in(connection: psycopg2.extensions.connection, sql: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(sql)
+
+
+def test_what_code_locks_is_said_to_be_unknown() -> None:
+    assert told("DO $$ BEGIN DELETE FROM t; END $$") == {"any table": "UNKNOWN LOCKS"}
+
+
+def test_sizes_are_those_of_postgresql_and_a_table_that_is_not_there_has_none(schema: Database) -> None:
+    schema.rows("INSERT INTO loose SELECT * FROM generate_series(1, 500)")
+    schema.rows("ANALYZE loose")
+    with closing(schema.connect()) as connection:
+        found = sizes(connection, ["public.loose", '"Odd; name"', "nosuch", "any table"])
+    assert found.keys() == {"public.loose", '"Odd; name"'}
+    assert found["public.loose"].rows == 500
+    assert schema.rows("SELECT pg_total_relation_size('loose')") == [(found["public.loose"].bytes,)]
+    assert found['"Odd; name"'] == (None, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "statements"),
+    [
+        ("SELECT 1;; SELECT 2;", ["SELECT 1", "SELECT 2"]),
+        ("SELECT ';', E'\\';', \"a;b\" -- ;\n, 2 /* ; */; -- the end", None),
+        ("DO $x$ BEGIN; $$;$$ END; $x$; SELECT 1", ["DO $x$ BEGIN; $$;$$ END; $x$", "SELECT 1"]),
+        ("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; SELECT 2; END;", None),
+        ("-- nothing", []),
+    ],
+)
+def test_a_text_is_split_where_postgresql_splits_it(text: str, statements: list[str] | None) -> None:
+    assert split(text) == (statements if statements is not None else [text.removesuffix("; -- the end").removesuffix(";")])
+
+
+def config(project: Project) -> Path:
+    return project.path / "alembic.ini"
+
+
+def rules(found: list[Finding]) -> list[str]:
+    return [finding.rule for finding in found]
+
+
+def indented(code: str) -> str:
+    return f"{code}\npass".replace("\n", "\n    ")
+
+
+def test_the_rename_of_this_project_is_found_with_its_lines_and_its_names() -> None:
+    found = [one for one in check(ROOT / "alembic.ini") if one.file == RENAME]
+    assert [(one.rule, one.revision, one.line) for one in found] == [
+        ("renaming-column", "49871d03964c", 19),
+        ("renaming-column", "49871d03964c", 20),
+    ]
+    assert "parent_items.name" in found[0].sentence
+    assert 'op.alter_column("child_items__base", "name", new_column_name="sku")' in found[1].instead
+
+
+TABLES = (
+    "CREATE TABLE items (id bigint, sku varchar(20), n int DEFAULT 1); CREATE INDEX items_n ON items (n);"
+    " INSERT INTO items (id, sku) SELECT i, i FROM generate_series(1, 9) i;"
+    ' CREATE TABLE "Odd" ("Col" int, other int); CREATE TABLE makers (id bigint PRIMARY KEY)'
+)
+HAZARDS = [
+    ("require-concurrent-index-creation", 'op.create_index("ix", "items", ["id", "sku"])'),
+    ("require-concurrent-index-creation", 'op.create_index("Ix", "Odd", ["Col"], schema="public")'),
+    ("require-concurrent-index-creation", 'op.execute("CREATE UNIQUE INDEX ix ON items (lower(sku)) WHERE n > 0")'),
+    ("require-concurrent-index-deletion", 'op.drop_index("items_n", table_name="items")'),
+    (
+        "ban-concurrent-index-creation-in-transaction",
+        'op.create_index("ix", "items", ["sku"], postgresql_concurrently=True)',
+    ),
+    ("require-concurrent-reindex", 'op.execute("REINDEX TABLE items")'),
+    ("adding-foreign-key-constraint", 'op.create_foreign_key("fk", "items", "makers", ["id"], ["id"])'),
+    ("adding-foreign-key-constraint", 'op.create_foreign_key("fk", "items", "makers", ["id"], ["id"], ondelete="CASCADE")'),
+    ("constraint-missing-not-valid", "op.create_check_constraint(\"ck\", \"items\", \"sku <> '' AND (n > 0)\")"),
+    ("disallowed-unique-constraint", 'op.create_unique_constraint("uq", "items", ["id", "sku"])'),
+    ("adding-serial-primary-key-field", 'op.create_primary_key("pk", "items", ["id"])'),
+    ("adding-not-nullable-field", 'op.alter_column("items", "sku", nullable=False)'),
+    ("adding-not-nullable-field", 'op.alter_column("Odd", "Col", nullable=False, schema="public")'),
+    ("adding-required-field", 'op.execute("ALTER TABLE items ADD COLUMN price numeric(10, 2) NOT NULL")'),
+    ("adding-field-with-default", 'op.execute("ALTER TABLE items ADD COLUMN token uuid DEFAULT gen_random_uuid() NOT NULL")'),
+    ("changing-column-type", 'op.execute("ALTER TABLE items ALTER COLUMN n TYPE bigint")'),
+    ("renaming-column", 'op.alter_column("items", "sku", new_column_name="code")'),
+    ("renaming-column", 'op.alter_column("Odd", "Col", new_column_name="Row", schema="public")'),
+    ("renaming-table", 'op.rename_table("items", "goods")'),
+    ("ban-drop-column", 'op.drop_column("items", "sku")'),
+    ("ban-drop-table", 'op.drop_table("Odd", schema="public")'),
+    ("ban-drop-default", 'op.alter_column("items", "n", server_default=None)'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "hazard"), HAZARDS)
+def test_what_is_unsafe_is_found_and_its_advice_is_safe_and_runs(
+    database: Database, project: Project, rule: str, hazard: str
+) -> None:
+    # given a revision that is unsafe for the tables of an earlier one
+    project.write("aaaa", None, f"op.execute({TABLES!r})", BACK)
+    project.write("bbbb", "aaaa", hazard, BACK)
+    [finding] = check(config(project))
+    assert (finding.rule, finding.revision, finding.line) == (rule, "bbbb", 10)
+    # when the advice is followed instead
+    steps = [part for part in finding.instead.split("# next revision")]
+    for index, code in enumerate(steps):
+        project.write(f"bbbb{index or ''}", f"bbbb{index - 1 or ''}" if index else "aaaa", indented(f"#{code}"), BACK)
+    # then nothing is unsafe any more
+    assert check(config(project)) == []
+    # and PostgreSQL takes each step
+    alembic = Config(str(config(project)))
+    alembic.set_main_option("sqlalchemy.url", database.url.replace("postgresql", "postgresql+psycopg2").replace("%", "%%"))
+    for one in reversed(read_revisions(config(project))):
+        command.upgrade(alembic, one.revision)
+
+
+@pytest.mark.parametrize(
+    ("rule", "sql", "words"),
+    [
+        ("require-concurrent-partition-detach", "ALTER TABLE p DETACH PARTITION q", "q waits for every query on p"),
+        ("constraint-missing-not-valid", "ALTER TABLE t ADD CONSTRAINT x EXCLUDE USING gist (a WITH =)", "of t until its"),
+        ("adding-field-with-default", "ALTER TABLE t ADD COLUMN c bigserial", "t is rewritten"),
+        ("ban-drop-schema", "DROP SCHEMA s", "Dropping a schema"),
+        ("ban-truncate-cascade", "TRUNCATE t CASCADE", "CASCADE"),
+        ("renaming-object", "ALTER TYPE mood RENAME VALUE 'a' TO 'b'", "Renaming a type value"),
+    ],
+)
+def test_where_there_is_no_code_to_give_there_are_words(rule: str, sql: str, words: str) -> None:
+    [finding] = findings([statement(sql)], revision("aaaa"))
+    assert finding.rule == rule
+    assert words in finding.sentence
+    assert finding.instead
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ALTER TABLE t ADD COLUMN c int",
+        "ALTER TABLE t ADD COLUMN c int NOT NULL DEFAULT 1",
+        "CREATE TABLE n (id serial PRIMARY KEY, c char(3), at timestamp)",
+        "ALTER TYPE mood ADD VALUE 'sad'",
+        "UPDATE t SET a = 1",
+    ],
+)
+def test_style_is_not_unsafe(sql: str) -> None:
+    assert findings([statement(sql)], revision("aaaa")) == []
+
+
+def test_validating_in_the_transaction_that_adds_is_unsafe() -> None:
+    texts = ["ALTER TABLE t ADD CONSTRAINT c CHECK (a > 0) NOT VALID", "ALTER TABLE t VALIDATE CONSTRAINT c"]
+    [finding] = findings([statement(text) for text in texts], revision("aaaa"))
+    assert (finding.rule, "c is held until every row of t" in finding.sentence) == ("constraint-missing-not-valid", True)
+
+
+def test_a_table_that_the_revision_makes_is_not_in_use_yet(project: Project) -> None:
+    made = 'op.execute("CREATE TABLE n (id int, a int)"); op.create_index("n_a", "n", ["a"]);'
+    changed = 'op.alter_column("n", "a", new_column_name="b"); op.drop_column("n", "b"); op.drop_table("n")'
+    project.write("aaaa", None, made + changed, BACK)
+    assert check(config(project)) == []
+    [planned] = plan(config(project), read_revisions(config(project))).revisions
+    assert [taken for _, taken in planned.statements] == [[]] * 5
+
+
+def test_concurrently_is_for_autocommit_blocks_which_leave_the_transaction(project: Project) -> None:
+    create = 'op.create_index("i", "t", ["a"], postgresql_concurrently=True)'
+    project.write("aaaa", None, indented(f"with op.get_context().autocommit_block():\n    {create}\n{create}"), BACK)
+    [finding] = check(config(project))
+    assert (finding.rule, finding.line) == ("ban-concurrent-index-creation-in-transaction", 12)
+    [script] = write_sql(config(project), read_revisions(config(project)))
+    assert [one.sql.split()[0] for one in script.statements] == ["COMMIT", "CREATE", "BEGIN", "CREATE"]
+
+
+def test_each_statement_has_the_line_of_the_call_in_the_revision_file(project: Project) -> None:
+    lines = [
+        "op.create_table(",
+        "    'n',",
+        ")",
+        "with op.batch_alter_table('t') as batch:",
+        "    batch.drop_column('a')",
+        "op.execute('SELECT 1; SELECT 2')",
+        "op.get_bind().exec_driver_sql if 0 else op.bulk_insert(__import__('sqlalchemy').table('n'), [])",
+    ]
+    project.write("aaaa", None, indented("\n".join(lines)), BACK)
+    [script] = write_sql(config(project), read_revisions(config(project)))
+    assert [(one.line, " ".join(one.sql.split())) for one in script.statements] == [
+        (10, "CREATE TABLE n ( )"),
+        (13, "ALTER TABLE t DROP COLUMN a"),
+        (15, "SELECT 1"),
+        (15, "SELECT 2"),
+    ]
+    assert script.stopped is None
+
+
+@pytest.mark.parametrize("template", ["generic", "async", "pyproject"])
+def test_every_env_py_that_alembic_writes_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (tmp_path / "said").open("w") as said:
+        command.init(Config(str(tmp_path / "alembic.ini"), toml_file=str(tmp_path / "pyproject.toml"), stdout=said),
+                     str(tmp_path / "migrations"), template=template)  # fmt: skip
+    if template == "pyproject":
+        (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/migrations\n")
+    Project(tmp_path).write("aaaa", None, 'op.drop_table("t")', BACK)
+    assert rules(check(tmp_path / "alembic.ini")) == ["ban-drop-table"]
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("op.get_bind().execute('SELECT 1').scalar()", "AttributeError"),
+        ("[row for row in op.get_bind().exec_driver_sql('SELECT 1')]", "AttributeError"),
+        ("__import__('sqlalchemy').inspect(op.get_bind())", "NoInspectionAvailable"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+    ],
+)
+def test_a_revision_that_reads_the_database_is_one_finding(project: Project, code: str, kind: str) -> None:
+    project.write("aaaa", None, indented(f"op.execute('SELECT 2')\n{code}\nop.drop_table('t')"), BACK)
+    [finding] = check(config(project))
+    assert (finding.rule, finding.line) == ("needs-a-database", 11)
+    assert finding.sentence.startswith(f"Line 11 raises {kind} ")
+
+
+def test_an_env_py_without_an_offline_mode_is_one_sentence(project: Project) -> None:
+    project.write("aaaa", None, BACK, BACK)
+    (project.path / "migrations/env.py").write_text("from alembic import context\n")
+    with pytest.raises(RunError, match="does not write SQL when"):
+        check(config(project))
+
+
+def test_an_env_py_that_connects_all_the_same_is_one_sentence(project: Project) -> None:
+    project.write("aaaa", None, BACK, BACK)
+    env = project.path / "migrations/env.py"
+    env.write_text(env.read_text().replace("if context.is_offline_mode():", "if False:"))
+    ini = config(project)
+    ini.write_text(ini.read_text().replace("driver://user:pass@localhost/dbname", "postgresql+psycopg2://"))
+    with pytest.raises(RunError, match="does not write SQL when"):
+        check(ini)
+
+
+def test_only_the_files_that_are_asked_for_are_imported(project: Project) -> None:
+    path = project.write("aaaa", None, BACK, BACK)
+    path.write_text(path.read_text() + "\nraise SystemExit('imported')\n")
+    project.write("bbbb", "aaaa", BACK, BACK)
+    [planned] = plan(config(project), read_revisions(config(project))[:1]).revisions
+    assert planned.revision.revision == "bbbb"
+
+
+def test_a_broken_chain_is_told_as_everywhere(project: Project) -> None:
+    project.write("aaaa", "zzzz", BACK, BACK)
+    with pytest.raises(RevisionError, match="comes after zzzz"):
+        check(config(project))
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "downgrade", "expected"),
+    [
+        (BACK, "pass", ["irreversible"]),
+        (BACK, "raise NotImplementedError", ["irreversible"]),
+        (BACK, "'nothing'; ...", ["irreversible"]),
+        (BACK, f"{BACK}; raise NotImplementedError", []),
+        ("pass", "pass", []),
+    ],
+)
+def test_a_way_back_that_does_nothing_is_found(project: Project, upgrade: str, downgrade: str, expected: list[str]) -> None:
+    project.write("aaaa", None, upgrade, downgrade)
+    assert rules(check(config(project))) == expected
+
+
+@pytest.mark.parametrize("name", ["upgrade", "downgrade"])
+def test_a_direction_that_is_missing_is_found(project: Project, name: str) -> None:
+    path = project.write("aaaa", None, BACK, BACK)
+    path.write_text(path.read_text().replace(f"def {name}(", f"def {name}_(" ))  # fmt: skip
+    [finding] = check(config(project))
+    assert (finding.rule, finding.sentence) == ("missing-direction", f"There is no {name}(), so Alembic can't {name} through aaaa.")  # fmt: skip
+
+
+def test_a_revision_can_be_marked_as_irreversible(project: Project) -> None:
+    path = project.write("aaaa", None, BACK, "raise NotImplementedError")
+    mark = "# safe: irreversible - the rows are gone\n"
+    path.write_text(path.read_text().replace("def downgrade", f"{mark}def downgrade"))
+    assert check(config(project)) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "op.drop_table('t')  # safe: ban-drop-table - nobody reads it",
+        "# safe: ban-drop-table - nobody reads it\n\n# and a word more\nop.drop_table('t')",
+        "op.drop_table(\n    't',\n)  # safe: ban-drop-table - nobody reads it",
+        "op.drop_table(  # safe: ban-drop-table \N{EM DASH} nobody reads it\n    't',\n)",
+        "# safe: ban-drop-table, ban-drop-column - nobody reads it\nop.drop_table('t'); op.drop_column('u', 'a')",
+        "# safe: needs-a-database - it runs before the release\nop.get_bind().execute('SELECT 1').scalar()",
+    ],
+)
+def test_a_mark_with_a_reason_settles_what_it_stands_at(project: Project, code: str) -> None:
+    project.write("aaaa", None, indented(code), BACK)
+    assert check(config(project)) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("op.drop_table('t')  # safe: ban-drop-table", ["mark-without-reason"]),
+        ("op.drop_table('t')  # safe: ban-drop-table -", ["mark-without-reason"]),
+        ("op.drop_table('t')  # safe:", ["ban-drop-table", "mark-without-reason"]),
+        ("op.drop_table('t')  # safe: ban-drop-column - nobody reads it", ["ban-drop-table", "unused-mark"]),
+        ("op.drop_table('t')\n# safe: ban-drop-table - too late", ["ban-drop-table", "unused-mark"]),
+        ("op.execute('# safe: ban-drop-table - a text')\nop.drop_table('t')", ["syntax-error", "ban-drop-table"]),
+        ("# it is safe: really\nop.drop_table('t')", ["ban-drop-table"]),
+        (f"# safe: nosuch-rule - whatever\n{BACK}", ["unused-mark"]),
+    ],
+)
+def test_a_mark_that_gives_no_reason_or_settles_nothing_is_a_finding(
+    project: Project, code: str, expected: list[str]
+) -> None:
+    project.write("aaaa", None, indented(code), BACK)
+    assert rules(check(config(project))) == expected
+
+
+@pytest.fixture
+def no_squawk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+
+
+@pytest.mark.usefixtures("no_squawk")
+def test_without_squawk_check_says_what_to_install_and_plan_goes_on() -> None:
+    with pytest.raises(SquawkMissingError) as refused:
+        check(ROOT / "alembic.ini")
+    assert (refused.value.exit_code, refused.value.hint) == (2, "Run: pip install squawk-cli")
+    shown = render_plan(plan(ROOT / "alembic.ini", read_revisions(ROOT / "alembic.ini")[:1]), {})
+    assert "ALTER TABLE parent_items RENAME name TO sku;" in shown
+    assert "squawk, which finds what is unsafe, is not installed. Run: pip install squawk-cli" in shown
+    assert "renaming-column" not in shown
+
+
+def test_a_plan_shows_the_sql_with_locks_sizes_and_dangers(database: Database) -> None:
+    database.rows("CREATE TABLE parent_items (id int PRIMARY KEY)")
+    planned = plan(ROOT / "alembic.ini", read_revisions(ROOT / "alembic.ini")[:1])
+    assert tables(planned) == {"parent_items", "child_items"}
+    with closing(database.connect()) as connection:
+        measured = sizes(connection, tables(planned))
+    shown = render_plan(planned, measured)
+    assert shown.startswith("49871d03964c rename name to sku\n    ALTER TABLE parent_items RENAME name TO sku;\n")
+    assert "ACCESS EXCLUSIVE on parent_items (number of rows unknown, 8 kB): blocks reads and writes\n" in shown
+    assert "ACCESS EXCLUSIVE on child_items: blocks reads and writes\n" in shown
+    assert "49871d03964c_rename_name_to_sku.py:19: renaming-column\n" in shown
+    [machine] = json.loads(json.dumps(plan_as_json(planned, measured)))
+    assert machine["statements"][0]["locks"] == [
+        {
+            "table": "parent_items",
+            "mode": "ACCESS EXCLUSIVE",
+            "blocks": "blocks reads and writes",
+            "rows": None,
+            "bytes": 8192,
+        }
+    ]
+    assert [one["line"] for one in machine["findings"]] == [19, 20]
+
+
+def test_a_check_tells_file_line_danger_and_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = check(ROOT / "alembic.ini")
+    shown = render_check(found)
+    assert shown.startswith("migrations/versions/49871d03964c_rename_name_to_sku.py:19: renaming-column\n  Each query")
+    assert "# safe: renaming-column - the reason" in shown
+    assert shown.endswith("2 findings.\n")
+    assert render_check([]) == "No findings.\n"
+    assert json.loads(json.dumps(as_json(found[0])))["file"] == "migrations/versions/49871d03964c_rename_name_to_sku.py"
