@@ -15,7 +15,8 @@ COPY alembic.ini .
 COPY migrations migrations
 COPY migration_runner migration_runner
 COPY inventory_service inventory_service
-RUN python -m compileall -q .
+# The manifest: at the target a run then ends without a look at the revision files.
+RUN python -m compileall -q . && python -m migration_runner.revisions alembic.ini
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # For libpq: trust only the server that the RDS authorities have certified under the name that was connected to.
 ENV PGSSLMODE=verify-full PGSSLROOTCERT=/app/migration_runner/rds-global-bundle.pem

@@ -28,6 +28,8 @@ LOG_STREAM_PREFIX = "migration"
 MIN_TIMEOUT, MAX_TIMEOUT = Duration.minutes(1), Duration.minutes(55)
 MIN_DOWNGRADE_TIMEOUT = Duration.minutes(5)
 ANSWER_MARGIN = Duration.minutes(3)
+# Of the timeout, Fargate needs so much to start a task; the rest is the migration's own.
+STARTING_SECONDS = 60
 # What the construct sets in the container, and the parameter for it.
 OWN_VARIABLES = {
     "DATABASE_SECRET": "database_secret",
@@ -35,6 +37,7 @@ OWN_VARIABLES = {
     "DATABASE_PORT": "database_port",
     "DATABASE_NAME": "database_name",
     "MIGRATION_TARGET": "migrations or version",
+    "MIGRATION_TIMEOUT": "timeout",
 }
 ROUTES = (ec2.CfnRoute, ec2.CfnSubnetRouteTableAssociation, ec2.CfnVPCEndpoint, ec2.CfnNatGateway)
 RUNS_CODE = (
@@ -247,7 +250,12 @@ class MigrationTask(Construct):
             container_name=CONTAINER,
             image=image,
             command=command,
-            environment={**(environment or {}), **database, "MIGRATION_TARGET": target},
+            environment={
+                **(environment or {}),
+                **database,
+                "MIGRATION_TARGET": target,
+                "MIGRATION_TIMEOUT": f"{max(timeout.to_seconds() - STARTING_SECONDS, STARTING_SECONDS / 2):g}",
+            },
             secrets={"DATABASE_SECRET": ecs.Secret.from_secrets_manager(database_secret)},
             # The default mode drops lines when CloudWatch is slow; the last line is the one that counts.
             logging=ecs.LogDrivers.aws_logs(

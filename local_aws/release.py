@@ -52,8 +52,6 @@ Revision ID: 50871d03964e
 Revises: 48871d03964b
 """
 
-import time
-
 import sqlalchemy as sa
 from alembic import op
 
@@ -65,7 +63,7 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("parent_items", sa.Column("note", sa.Text()))
-    time.sleep(100)
+    op.execute("SELECT pg_sleep(100)")
 
 
 def downgrade() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from local_aws.machine import CLONE
 
-OURS = {"app", "stacks", "constructs_lib", "migration_runner", "migrations", "inventory_service", "local_aws"}
+OURS = {"app", "stacks", "constructs_lib", "migration_runner", "migrations", "inventory_service", "local_aws", "benchmarks"}
 CDK = {"aws_cdk", "constructs", "jsii"}
 HANDLER = {
     "index",
@@ -57,6 +57,7 @@ def packages(path: str) -> set[str]:
             "inventory_service",
             {"inventory_service", "alembic", "sqlalchemy", "psycopg2", "fastapi", "pydantic", "starlette", "uvicorn"},
         ),
+        ("benchmarks", {"benchmarks", "local_aws", "psycopg2"}),
         ("local_aws", {"local_aws", "boto3", "botocore", "ministack", "psutil", "psycopg2", "trustme"}),
     ],
 )
@@ -67,4 +68,5 @@ def test_a_program_imports_only_what_its_place_allows(path: str, allowed: set[st
 def test_the_construct_reads_revisions_as_the_runner_does_and_needs_nothing_else_of_it() -> None:
     ours = {name for name in imports("constructs_lib") if name.startswith("migration_runner")}
     assert ours <= {"migration_runner.revisions"}
-    assert packages("migration_runner/revisions.py") == set()
+    for module in ("revisions", "manifest"):
+        assert packages(f"migration_runner/{module}.py") <= {"migration_runner"}

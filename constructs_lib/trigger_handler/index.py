@@ -10,19 +10,17 @@ from typing import Any
 
 import cfn_response
 import notice
-from aws import CALL_ERRORS, PATIENCE, Aws, as_far_as_possible, passes, phase_began
+from aws import CALL_ERRORS, PATIENCE, Aws, as_far_as_possible, passes
 from cfn_response import MAX_REASON, Answer, ascii_line, failed, succeeded, too_late
-from decision import Action, asks_for_downgrade, decide, goes_on, rolls_back
+from decision import Action, asks_for_downgrade, decide, rolls_back
 from ecs_task import NotStartedError, Tasks, TooLateError
 from record import Record, read_record, write_record
 from request import Request, resource_id
 from rollback import ROLLED_BACK, keep_schema, let_go, take_back
-from watch import Watch, follow, learn, start
+from watch import Watch, follow, is_of_earlier_operation, is_over, learn, stack_status, start
 
 LOGGER = logging.getLogger(__name__)
 LOGGER.setLevel(logging.INFO)
-# Lambda delivers an event within a few seconds, and again after a minute.
-PROMPT_SECONDS = 20.0
 # ResponseURL is signed: whoever reads it can answer in our place.
 LOGGED = ("RequestType", "StackId", "RequestId", "LogicalResourceId", "PhysicalResourceId", "Continuation")
 
@@ -64,20 +62,15 @@ def _answer(event: dict[str, Any], context: Any, aws: Aws) -> Answer | None:
     if event.get("Continuation"):
         watch = Watch(**event["Continuation"])
         return take_back(event, context, aws, watch) if watch.downgrades else follow(event, context, aws, watch)
-    status = _stack_status(event, aws)
+    status = stack_status(event, aws)
     if not rolls_back(status):
         return _migrate(event, context, aws, status)
     return take_back(event, context, aws) if asks_for_downgrade(event) else keep_schema(event, aws)
 
 
-def _stack_status(event: dict[str, Any], aws: Aws, patience: float = PATIENCE) -> str:
-    stacks = aws.call(aws.cloudformation.describe_stacks, patience=patience, StackName=event["StackId"])["Stacks"]
-    return str(stacks[0]["StackStatus"])
-
-
 def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answer | None:
     request = Request.parse(event)
-    if _is_of_earlier_operation(request, aws):
+    if is_of_earlier_operation(request, aws):
         return too_late()
     tasks = Tasks(aws, request)
     action, record, deployment = _open(aws, request, status)
@@ -87,20 +80,15 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
     if action is Action.ANSWER_UNCHANGED:
         return succeeded("No migration has changed since the last deployment.", record.after, record.after)
 
-    def is_over() -> bool:
-        # What SSM answers may be older than what has been written: only a newer request in it is an objection.
-        over = not goes_on(_stack_status(event, aws, 0)) or read_record(aws, request, 0).refuses_upgrade(request)
-        return over or _is_of_earlier_operation(request, aws)
-
     try:
-        watch = start(tasks, deployment.began, is_over)
+        watch = start(event, tasks, deployment.began)
     except NotStartedError:
         with as_far_as_possible("the record still says that a task may run"):
-            if not (again or tasks.passed_over or is_over()):
+            if not (again or tasks.passed_over or is_over(event, aws, request)):
                 write_record(aws, request, replace(deployment, running=False))
         raise
     with as_far_as_possible("the deployment is taken for one that goes on"):
-        if is_over():
+        if is_over(event, aws, request):
             # The rollback, or the delete, may have looked before there was a task.
             tasks.stop({"taskArn": watch.task}, ROLLED_BACK)
             return too_late()
@@ -109,12 +97,6 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
     # Their invocation, or the answer to its call, was lost: what they have done must not be.
     learned = replace(learn(tasks, request, deployment, tasks.passed_over), running=True)
     return follow(event, context, aws, watch, learned)
-
-
-def _is_of_earlier_operation(request: Request, aws: Aws) -> bool:
-    """Whether the stack has begun anew since the request was sent; asked only when that is a while ago."""
-    late = request.sent > 0 and aws.now() - request.sent > PROMPT_SECONDS
-    return late and request.sent < phase_began(aws, request.stack_id, goes_on)
 
 
 def _open(aws: Aws, request: Request, status: str) -> tuple[Action, Record, Record]:

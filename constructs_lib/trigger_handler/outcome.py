@@ -63,7 +63,7 @@ EXIT_CODES = {
         "The database could not be reached, or the connection was lost: {error} {schema}",
         "It is safe to deploy again.",
     ),
-    4: ("Another migration has held the lock for too long: {error}", "Deploy again when it has finished."),
+    4: ("The migration has not got a lock in time: {error} {schema}", "Deploy again when it is free."),
     5: (
         "The database is ahead of this image: {error}{or_proceed}",
         "Deploy a release that has the database's revision.",
@@ -76,8 +76,10 @@ EXIT_CODES = {
 MAX_LINK = 400
 MIN_SENTENCE = 200
 MAX_ERROR, MAX_DOWNGRADE_ERROR = 400, 150
+# What the runner says of a schema without any revision.
+EMPTY = "base"
 OR_PROCEED = ' on_database_ahead="proceed" would let this release pass.'
-AHEAD = 5
+AHEAD, REFUSED = 5, 6
 OTHER_EXIT_CODE = ("The migration's container exited with code {exit_code}: {error} {schema}", "")
 
 
@@ -186,6 +188,11 @@ def has_succeeded(task: Mapping[str, Any], request: Request) -> bool:
     return exited and _container(task, request).get("exitCode") in passing
 
 
+def was_refused(task: Mapping[str, Any], request: Request) -> bool:
+    """Whether the database refused the task's credentials, so that nothing was begun."""
+    return task["lastStatus"] == "STOPPED" and _container(task, request).get("exitCode") == REFUSED
+
+
 def judge(task: Mapping[str, Any], result: Mapping[str, Any] | None, request: Request) -> Outcome:
     """Judge a task.
 
@@ -250,15 +257,15 @@ def _error(error: Mapping[str, Any]) -> str:
 
 
 def _schema(said: Mapping[str, Any]) -> str:
-    at = said.get("at")
-    moved = said.get("applied") or at != said.get("from")
-    if not said or (moved and not at):
+    start, at = said.get("from"), said.get("at")
+    if said and not said.get("applied") and (not start or start == at == EMPTY):
+        # A run that has begun knows where.
+        return "No migration has been applied."
+    if not at:
         return "Where the schema is now is unknown; the next deployment finds out."
-    if moved:
+    if said.get("applied") or at != start:
         return f"The schema is at {at}: the migrations up to it stay applied."
-    if at:
-        return f"The transaction was rolled back; the schema is still at {at}."
-    return "No migration has been applied."
+    return f"The transaction was rolled back; the schema is still at {at}."
 
 
 def _sentence(text: object) -> str:

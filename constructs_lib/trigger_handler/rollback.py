@@ -91,11 +91,7 @@ def _downgrade(event: dict[str, Any], context: Any, aws: Aws, request: Request) 
     match undo(request.target, record):
         case Undo.DOWNGRADE:
             write_record(aws, request, replace(record, fingerprint=UNKNOWN))
-
-            def is_over() -> bool:
-                return read_record(aws, request, 0).refuses_rollback(request)
-
-            return follow(event, context, aws, start(tasks, request.sent or aws.now(), is_over))
+            return follow(event, context, aws, start(event, tasks, request.sent or aws.now()))
         case Undo.NOTHING:
             _close(aws, request, record)
             reason = f"The stack rolls back; the schema is at {record.after}, where the older release expects it."

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from aws import PATIENCE, Aws, as_far_as_possible, passes
+from aws import PATIENCE, Aws, as_far_as_possible, passes, phase_began
 from cfn_response import UNKNOWN, Answer, failed, succeeded
+from decision import goes_on
 from ecs_task import VISIBLE_SECONDS, NotStartedError, Task, Tasks
-from outcome import Outcome, judge, stuck
+from outcome import Outcome, judge, stuck, was_refused
 from record import SHORT_PATIENCE, Record, read_record, write_record
 from request import Request
 
@@ -18,29 +19,64 @@ from request import Request
 # record read and written (50 s), and the answer sent (65 s).
 HAND_ON_MILLISECONDS = 300_000
 TRIGGER_FAILED = "its trigger has failed."
+# Lambda delivers an event within a few seconds, and again after a minute.
+PROMPT_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Watch:
-    """A task that is being waited for; times in seconds since the epoch. An invocation hands it to the next."""
+    """A task that is being waited for. An invocation hands it to the next.
+
+    Attributes:
+        task: its ARN.
+        started: when it, or the one before it, was; in seconds since the epoch.
+        deadline: when it is stopped; in seconds since the epoch.
+        downgrades: whether it takes the schema back.
+        again: whether it was started because the database had refused the credentials of the one before it.
+    """
 
     task: str
     started: float
     deadline: float
     downgrades: bool = False
+    again: bool = False
 
 
-def start(tasks: Tasks, began: float, is_over: Callable[[], bool]) -> Watch:
+def stack_status(event: Mapping[str, Any], aws: Aws, patience: float = PATIENCE) -> str:
+    """The stack's status now; the patience is that of ``Aws.call``."""
+    stacks = aws.call(aws.cloudformation.describe_stacks, patience=patience, StackName=event["StackId"])["Stacks"]
+    return str(stacks[0]["StackStatus"])
+
+
+def is_of_earlier_operation(request: Request, aws: Aws) -> bool:
+    """Whether the stack has begun anew since the request was sent; asked only when that is a while ago."""
+    late = request.sent > 0 and aws.now() - request.sent > PROMPT_SECONDS
+    return late and request.sent < phase_began(aws, request.stack_id, goes_on)
+
+
+def is_over(event: Mapping[str, Any], aws: Aws, request: Request) -> bool:
+    """Whether the request was cancelled, or overtaken by a newer one.
+
+    What SSM answers may be older than what has been written: only a newer request in it is an objection.
+    """
+    record = read_record(aws, request, 0)
+    if request.downgrades:
+        return record.refuses_rollback(request)
+    over = record.refuses_upgrade(request) or not goes_on(stack_status(event, aws, 0))
+    return over or is_of_earlier_operation(request, aws)
+
+
+def start(event: Mapping[str, Any], tasks: Tasks, began: float) -> Watch:
     """Start the task, or adopt the one that an earlier delivery has started; raises what ``Tasks.start`` raises.
 
     Args:
+        event: the request, as CloudFormation sent it.
         tasks: of the request.
         began: when CloudFormation sent the request, for that is when its time begins, however late it is delivered.
-        is_over: whether the request has been cancelled.
     """
     deadline = began + tasks.request.timeout
     try:
-        task = tasks.start(deadline, is_over)
+        task = tasks.start(deadline, lambda: is_over(event, tasks.aws, tasks.request))
     except NotStartedError:
         raise
     except Exception as error:
@@ -80,6 +116,10 @@ def follow(event: dict[str, Any], context: Any, aws: Aws, watch: Watch, learned:
             tasks.tell_to_stop(watch.task, TRIGGER_FAILED)
         _stop_all(tasks)
         raise
+    if was_refused(task, request) and not watch.again:
+        # ECS reads the secret when it starts a task: since then it may have been rotated.
+        next_one = start(event, tasks, watch.deadline - request.timeout)
+        return follow(event, context, aws, replace(next_one, started=watch.started, again=True))
     outcome = judge(task, tasks.result(task), request)
     _record_outcome(aws, request, outcome)
     if not outcome.succeeded:

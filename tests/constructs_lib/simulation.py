@@ -182,7 +182,7 @@ class Release:
     @property
     def target(self) -> str:
         """Its newest revision."""
-        return str(revision(self.head))
+        return revision(self.head)
 
     @property
     def task_definition(self) -> str:
@@ -204,9 +204,9 @@ class Release:
         }
 
 
-def revision(position: int) -> str | None:
-    """The name of the revision at a place in the chain; None before the first."""
-    return f"4{position}871d03964b" if position else None
+def revision(position: int) -> str:
+    """The name of the revision at a place in the chain; as the runner says it, "base" before the first."""
+    return f"4{position}871d03964b" if position else "base"
 
 
 @dataclass(eq=False)

@@ -125,6 +125,7 @@ def test_the_task_is_small_named_read_only_and_ends_gracefully(data: Data, migra
                             {"Name": "DATABASE_HOST", "Value": "db.example"},
                             {"Name": "DATABASE_PORT", "Value": "5432"},
                             {"Name": "MIGRATION_TARGET", "Value": "49871d03964c"},
+                            {"Name": "MIGRATION_TIMEOUT", "Value": "1740"},
                         ],
                         "Secrets": [{"Name": "DATABASE_SECRET", "ValueFrom": Match.any_value()}],
                         "ReadonlyRootFilesystem": True,
@@ -137,6 +138,21 @@ def test_the_task_is_small_named_read_only_and_ends_gracefully(data: Data, migra
                     }
                 )
             ],
+        },
+    )
+
+
+@pytest.mark.parametrize(("minutes", "seconds"), [(1, "30"), (2, "60"), (55, "3240")])
+def test_of_the_timeout_a_minute_is_fargates_to_start_the_task(
+    data: Data, migrate: Migrate, minutes: int, seconds: str
+) -> None:
+    migrate(timeout=cdk.Duration.minutes(minutes))
+    Template.from_stack(data).has_resource_properties(
+        "AWS::ECS::TaskDefinition",
+        {
+            "ContainerDefinitions": [
+                Match.object_like({"Environment": Match.array_with([{"Name": "MIGRATION_TIMEOUT", "Value": seconds}])})
+            ]
         },
     )
 
@@ -354,6 +370,7 @@ OWN_VARIABLES = {
     "DATABASE_PORT": "database_port",
     "DATABASE_NAME": "database_name",
     "MIGRATION_TARGET": "migrations or version",
+    "MIGRATION_TIMEOUT": "timeout",
 }
 OTHER_TOOL = {"migrations": None, "command": ["flyway", "migrate"], "version": "V7"}
 

@@ -164,10 +164,22 @@ def test_a_tool_that_says_nothing_has_reached_the_target_when_it_exits_with_zero
             "within 60 seconds. No migration has been applied. It is safe to deploy again. Log:",
         ),
         (
+            exited(1),
+            {**FAILED, "from": "base", "at": "base"},
+            'Migration 49871d03964c failed: UndefinedColumn: column "name" does not exist. No migration has been '
+            "applied. Log:",
+        ),
+        (
+            exited(3),
+            said("SessionLost", "The session with the database was lost.", **{"from": "base", "at": None}),
+            "The database could not be reached, or the connection was lost: SessionLost: The session with the database "
+            "was lost. Where the schema is now is unknown; the next deployment finds out. It is safe to deploy again.",
+        ),
+        (
             exited(4),
             said("LockNotAvailable", "task 9f holds the lock"),
-            "Another migration has held the lock for too long: LockNotAvailable: task 9f holds the lock. Deploy again "
-            "when it has finished. Log:",
+            "The migration has not got a lock in time: LockNotAvailable: task 9f holds the lock. The transaction was "
+            "rolled back; the schema is still at 48871d03964b. Deploy again when it is free. Log:",
         ),
         (
             exited(5),

@@ -15,7 +15,17 @@ from botocore.exceptions import EndpointConnectionError
 from record import Record
 from request import Request
 
-from tests.constructs_lib.world import CLUSTER, FAILED, SUCCEEDED, TASK_DEFINITION, LambdaTimeout, Run, World, fault
+from tests.constructs_lib.world import (
+    CLUSTER,
+    FAILED,
+    SUCCEEDED,
+    TASK_DEFINITION,
+    LambdaTimeout,
+    LostAnswerError,
+    Run,
+    World,
+    fault,
+)
 
 ATTRIBUTES = {"RevisionBefore", "RevisionAfter", "TaskArn", "Duration"}
 OLDER = json.dumps({"fingerprint": "old", "before": "-", "after": "48871d03964b"})
@@ -477,11 +487,83 @@ def test_no_task_is_started_anew_when_the_time_is_up_while_ecs_does_not_answer()
     assert len(world.tasks) == 1
 
 
+REFUSED = {**FAILED, "error": {"kind": "CredentialsRefused", "message": "The database refused the credentials."}}
+
+
+def test_a_secret_that_was_rotated_between_start_and_login_costs_one_more_task() -> None:  # P11
+    world = World([Run(exit_code=6, said=REFUSED), Run(seconds=40)])
+    answer = world.deliver("Update")
+    assert answer["Status"] == "SUCCESS"
+    assert answer["Data"]["Duration"] == "60"
+    assert len(world.tasks) == 2
+
+
+def test_credentials_that_are_refused_twice_are_wrong() -> None:  # P11
+    world = World([Run(exit_code=6, said=REFUSED)] * 2)
+    answer = world.deliver("Update")
+    assert answer["Status"] == "FAILED"
+    assert "The database refused the credentials" in answer["Reason"]
+    assert "Check the user and the password in the secret." in answer["Reason"]
+    assert len(world.tasks) == 2
+
+
+def test_no_task_is_started_again_for_a_deployment_that_is_cancelled_meanwhile() -> None:  # P11, C9
+    world = World([Run(exit_code=6, said=REFUSED)])
+    world.after(5, lambda: setattr(world, "stack_status", "UPDATE_ROLLBACK_IN_PROGRESS"))
+    assert "came too late" in world.deliver("Update")["Reason"]
+    assert len(world.tasks) == 1
+
+
 def test_the_same_event_after_a_success_starts_no_task_whatever_became_of_a_sidecar() -> None:  # C3
     world = World([Run(sidecars=[{"name": "aws-guardduty-agent-4f1c", "exitCode": 137}])])
     assert world.deliver("Update")["Status"] == "SUCCESS"
     assert world.deliver_again()["Status"] == "SUCCESS"
     assert len(world.tasks) == 1
+
+
+def test_an_event_of_an_operation_that_is_over_starts_nothing_in_the_next_one() -> None:  # C5
+    # The record does not tell: the next operation's own event has not been delivered yet.
+    world = World([Run(exit_code=1, said=FAILED)])
+    world.deliver("Update")
+    world.clock += 60
+    world.updated_at = world.clock
+    world.clock += 60
+    assert "came too late" in world.deliver_again()["Reason"]
+    assert len(world.tasks) == 1
+
+
+def test_an_event_that_is_delivered_again_within_its_own_operation_is_not_late() -> None:  # C3, C5
+    world = World([Run(exit_code=1, said=FAILED), Run()])
+    world.updated_at = world.clock - 1
+    world.deliver("Update")
+    world.clock += 60
+    assert world.deliver_again()["Status"] == "SUCCESS"
+
+
+def test_a_task_whose_start_was_not_heard_is_looked_for_until_ecs_lists_it() -> None:  # E3
+    world = World([Run(seconds=600)], unseen_for=15)
+    world.faults["RunTask"] = [LostAnswerError(), *[fault("ServerException", status=500)] * 99]
+    assert world.deliver("Update")["Status"] == "FAILED"
+    assert len(world.tasks) == 1
+    assert not world.running
+
+
+def test_a_rollback_that_can_not_read_the_record_looks_for_a_task_all_the_same() -> None:  # C8, C9, E3
+    world = World([Run(seconds=600)], recorded=MIGRATED, unseen_for=15)
+    unreadable = [fault("InternalServerError", service="ssm", status=500)] * 99
+
+    def cancel() -> None:
+        world.stack_status = "UPDATE_ROLLBACK_IN_PROGRESS"
+        world.faults["GetParameter"] = unreadable.copy()
+        answer = world.deliver("Update", "rollback")
+        assert answer["Status"] == "SUCCESS"
+        assert not world.running
+        # A request that is older than the rollback is refused by what it has written.
+        assert json.loads(world.recorded)["newest"] > 0
+        world.faults["GetParameter"] = []
+
+    world.after(5, cancel)
+    world.deliver("Update", Fingerprint="newer")
 
 
 def test_an_event_that_comes_too_late_starts_nothing() -> None:  # C5

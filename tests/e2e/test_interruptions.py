@@ -44,10 +44,10 @@ def interruption(world: World, deploy: Callable[[], Deployment], before: State |
 
 
 def deploy_and(world: World, interrupt: Callable[[], object]) -> Deployment:
-    """Deploy, and interrupt it in the middle of the migration's transaction."""
+    """Deploy, and interrupt it in the middle of the migration's statement."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         deploying = pool.submit(world.deploy)
-        while not any("ADD COLUMN note" in statement for statement in application.statements(world.aws)):
+        while not any("pg_sleep" in statement for statement in application.statements(world.aws)):
             assert not deploying.done(), deploying.result().output
             time.sleep(0.1)
         interrupt()
@@ -163,6 +163,7 @@ def test_a_migration_that_can_not_start_says_why_and_nothing_is_touched(
 def test_a_migration_that_takes_longer_than_its_timeout_is_stopped_and_rolled_back(timed_out: Interruption) -> None:
     assert timed_out.task["stopCode"] == "UserInitiated"
     assert "The migration was stopped: it took longer than its timeout of 0.1 min." in timed_out.deployment.output
+    assert "The transaction was rolled back; the schema is still at 48871d03964b." in timed_out.deployment.output
     assert (timed_out.task["stoppedAt"] - timed_out.task["createdAt"]).total_seconds() >= 6
     assert_untouched(timed_out)
 
