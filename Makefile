@@ -13,7 +13,7 @@ TEMPLATE ?= .local/deployed/DevStack.template.json
 
 $(shell mkdir -p .local/tmp)
 
-.PHONY: help setup deploy-local tour destroy-local test lint types synth diff snapshots wheel lock clean
+.PHONY: help setup deploy-local tour destroy-local test bench lint types synth diff snapshots wheel lock clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,9 +44,13 @@ destroy-local: ## end every local process and remove every file that deploy-loca
 test: lint types synth ## everything that CI checks
 	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-lint: $(READY) ## ruff
+bench: $(READY) ## time the runner next to its peers: ten to twenty minutes
+	@.venv/bin/python -m benchmarks
+
+lint: $(READY) ## ruff, and what is unsafe in the migrations
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/python -m migration_runner check
 
 types: $(READY) ## mypy, strict
 	.venv/bin/mypy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,8 +27,13 @@ COMMANDS = (
     ("upgrade", "apply the revisions up to the newest, or to REVISION", "upgrade --wait 120"),
     ("downgrade", "take revisions back down to REVISION", "downgrade -1"),
     ("stamp", "record that the schema is at REVISION, and run nothing", "stamp 49871d03964c"),
+    ("plan", "show the SQL of the pending revisions, the locks it takes, and what is unsafe about it", "plan"),
+    ("check", "look for unsafe operations in the revision files; needs no database", "check --json"),
+    ("history", "list the revisions, newest first", "history"),
     ("status", "show where the schema is and which revisions are pending", "status --config service/alembic.ini"),
 )
+# A person reads them wherever they run; what the others say off a terminal is read by machines.
+FOR_PERSONS = ("plan", "check", "history")
 REVISIONS = {
     "upgrade": {"nargs": "?", "help": "a whole revision id (default: newest)"},
     "downgrade": {"help": "a whole revision id, base, or -1 for one step back"},
@@ -37,49 +43,18 @@ REVISIONS = {
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
+    # Alembic makes many objects that live until the end, so that looking for garbage takes a fifth of the time.
+    gc.set_threshold(50_000, 20, 100)
     parsed = _parser().parse_args(arguments)
-    request = Request(
-        parsed.command,
-        parsed.config,
-        parsed.wait,
-        getattr(parsed, "revision", None),
-        parsed.lock_wait,
-        parsed.timeout,
+    limits = {name: value for name, value in vars(parsed).items() if name in ("wait", "lock_wait", "timeout")}
+    request = Request(parsed.command, parsed.config, revision=getattr(parsed, "revision", None), **limits)
+    for_person = parsed.command in FOR_PERSONS and not parsed.json
+    return run(
+        request, os.environ, Report.of_process(for_person=True if for_person else False if parsed.json else None)
     )
-    return run(request, os.environ, Report.of_process(as_json=parsed.json))
 
 
 def _parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(add_help=False)
-    options.add_argument(
-        "--config",
-        type=Path,
-        default=Path(os.environ.get("ALEMBIC_CONFIG") or "alembic.ini"),
-        metavar="FILE",
-        help="Alembic's configuration (default: ALEMBIC_CONFIG, or alembic.ini in the working directory)",
-    )
-    options.add_argument(
-        "--wait",
-        type=seconds,
-        default=60.0,
-        metavar="SECONDS",
-        help="how long to wait for the database (default: 60)",
-    )
-    options.add_argument(
-        "--lock-wait",
-        type=seconds,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long to wait for another run, or for a table's lock (default: 300)",
-    )
-    options.add_argument(
-        "--timeout",
-        type=seconds,
-        default=os.environ.get("MIGRATION_TIMEOUT") or None,
-        metavar="SECONDS",
-        help="when a statement is given up, counted from the beginning (default: MIGRATION_TIMEOUT, or never)",
-    )
-    options.add_argument("--json", action="store_true", help="write JSON on a terminal too")
     parser = argparse.ArgumentParser(
         prog="python -m migration_runner",
         description="Migrate the database that DATABASE_SECRET or DATABASE_URL names.",
@@ -90,14 +65,49 @@ def _parser() -> argparse.ArgumentParser:
     for name, summary, example in COMMANDS:
         added = commands.add_parser(
             name,
-            parents=[options],
             help=summary,
-            description=f"{summary.capitalize()}.",
+            description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"example: python -m migration_runner {example}",
         )
         if name in REVISIONS:
             added.add_argument("revision", metavar="REVISION", **REVISIONS[name])  # type: ignore[arg-type]
+        _add_options(added, asks=name != "check", changes=name in REVISIONS)
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, *, asks: bool, changes: bool) -> None:
+    """The options of a command: whether it asks the database, and whether it changes it."""
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=Path(os.environ.get("ALEMBIC_CONFIG") or "alembic.ini"),
+        metavar="FILE",
+        help="Alembic's configuration (default: ALEMBIC_CONFIG, or alembic.ini in the working directory)",
+    )
+    parser.add_argument("--json", action="store_true", help="write JSON, a line per event, also on a terminal")
+    if asks:
+        parser.add_argument(
+            "--wait",
+            type=seconds,
+            default=60.0,
+            metavar="SECONDS",
+            help="how long to wait for the database (default: 60)",
+        )
+    if changes:
+        parser.add_argument(
+            "--lock-wait",
+            type=seconds,
+            default=300.0,
+            metavar="SECONDS",
+            help="how long to wait for another run, or for a table's lock (default: 300)",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=seconds,
+            default=os.environ.get("MIGRATION_TIMEOUT") or None,
+            metavar="SECONDS",
+            help="when a statement is given up, counted from the beginning (default: MIGRATION_TIMEOUT, or never)",
+        )
 
 
 def seconds(text: str) -> float:

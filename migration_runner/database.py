@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
+from queue import SimpleQueue
 from typing import Any
 
 import psycopg2
@@ -46,9 +48,21 @@ def sqlalchemy_url(parameters: Mapping[str, str], driver: str = DRIVER) -> URL:
 def connect(parameters: Mapping[str, str], timeout: int) -> connection:
     """A connection in autocommit; after so many seconds, two at least, an address that does not answer is given up."""
     settings: dict[str, Any] = {"connect_timeout": timeout, **parameters}
-    opened: connection = psycopg2.connect(**settings)
-    opened.autocommit = True
-    return opened
+    answers: SimpleQueue[connection | psycopg2.Error] = SimpleQueue()
+
+    def attempt() -> None:
+        try:
+            answers.put(psycopg2.connect(**settings))
+        except psycopg2.Error as error:
+            answers.put(error)
+
+    # Python hears of no signal while libpq waits, but while it waits for another thread.
+    threading.Thread(target=attempt, daemon=True).start()
+    answer = answers.get()
+    if isinstance(answer, psycopg2.Error):
+        raise answer
+    answer.autocommit = True
+    return answer
 
 
 def wait_for(parameters: Mapping[str, str], seconds: float, report: Report) -> connection:
@@ -137,6 +151,8 @@ def database_failure(error: BaseException, revision: str | None) -> RunError | N
         return connection_refusal(cause)
     # Both raise an OperationalError without SQLSTATE when the connection breaks under them.
     broken = type(cause).__name__ == "OperationalError" and not sqlstate
+    # And psycopg2 an InterfaceError once it knows.
+    broken = broken or str(cause) == "connection already closed"
     broken = broken or (isinstance(error, DBAPIError) and error.connection_invalidated)
     if broken or SESSION_ENDED.fullmatch(sqlstate or ""):
         return RunError(

@@ -28,7 +28,7 @@ def failure(error: BaseException, revision: str | None = None, files: Iterable[s
     """
     if isinstance(error, RunError):
         return error
-    from_database = database_failure(error, revision)
+    from_database = database_failure(error, revision) or _lost(error, revision)
     if from_database:
         return from_database
     kind = type(error).__name__
@@ -52,6 +52,15 @@ def failure(error: BaseException, revision: str | None = None, files: Iterable[s
     if alembics or _stands_in(frame.filename, str(error)):
         message = str(error)
     return RunError(message, exit_code=ExitCode.FAILED, kind=kind, revision=revision)
+
+
+def _lost(error: BaseException, revision: str | None) -> RunError | None:
+    """The lost session that was being handled: SQLAlchemy then raises another error when a block is left."""
+    handled = error.__context__
+    told = database_failure(handled, revision) if handled else None
+    if handled is None or (told and told.exit_code is ExitCode.UNREACHABLE):
+        return told
+    return _lost(handled, revision)
 
 
 def _stands_in(file: str, text: str) -> bool:

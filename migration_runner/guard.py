@@ -29,6 +29,8 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
   AND (l.classid::bigint << 32 | l.objid::bigint) = %s
 """
+# Its name, and since when its server runs.
+DATABASE = "current_database()::text, pg_postmaster_start_time()::text"
 BLOCKERS = """
 SELECT a.pid, a.application_name, a.query, a.state, extract(epoch FROM now() - coalesce(a.xact_start, a.backend_start))
 FROM pg_stat_activity a
@@ -48,14 +50,14 @@ class Guard:
     """
 
     def __init__(self, own: connection, report: Report) -> None:
-        self._own = own
+        self.own = own
         self._report = report
         self._key: int | None = None
 
     def query(self, statement: str, *parameters: object, **named: object) -> list[tuple[Any, ...]]:
         """The rows that a statement returns; none for a command. Raises RunError when the session is lost."""
         try:
-            with self._own.cursor() as cursor:
+            with self.own.cursor() as cursor:
                 cursor.execute(statement, named or parameters or None)
                 return cursor.fetchall() if cursor.description else []
         except psycopg2.Error as error:
@@ -66,7 +68,12 @@ class Guard:
 
     def quoted(self, name: str) -> str:
         """The name as an identifier in SQL."""
-        return str(quote_ident(name, self._own))
+        return str(quote_ident(name, self.own))
+
+    def take_role(self, role: str) -> tuple[str, str]:
+        """Read and write with the rights of this role from now on; returns which database this is."""
+        _, *database = self.query(f"SELECT set_config('role', %s, false), {DATABASE}", role)[0]
+        return tuple(database)
 
     def lock(self, version_table: str, seconds: float) -> None:
         """Be the only runner of this version table in this database; polled, for who waits for a lock holds up others.
@@ -111,7 +118,7 @@ class Guard:
 
     def check(self) -> None:
         """Raise RunError when the connection, and so the lock, is gone; costs no round trip."""
-        if self._own.closed or select.select([self._own], [], [], 0)[0]:
+        if self.own.closed or select.select([self.own], [], [], 0)[0]:
             self.query("SELECT 1")
 
     def blockers(self, sessions: Sequence[int]) -> list[str]:

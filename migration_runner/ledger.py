@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from migration_runner.guard import Guard
 from migration_runner.revisions import Revision
 
-EXISTS = "SELECT to_regclass('migration_runner.verified') IS NOT NULL"
+EXISTS = "SELECT to_regclass('migration_runner.building') IS NOT NULL"
+# Runners of other version tables may be at it at the same time. What they have committed while they were waited for,
+# a session notices when it opens a table.
 MAKE = """
+SET LOCAL lock_timeout = '10s';
+SELECT pg_advisory_xact_lock(hashtext('migration_runner ledger'));
+SELECT FROM pg_namespace LIMIT 0;
 CREATE SCHEMA IF NOT EXISTS migration_runner;
 CREATE TABLE IF NOT EXISTS migration_runner.applied (
     version_table text, revision text, checksum text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now(),
@@ -21,13 +27,28 @@ CREATE TABLE IF NOT EXISTS migration_runner.applied (
 CREATE TABLE IF NOT EXISTS migration_runner.verified (
     version_table text PRIMARY KEY, fingerprint text NOT NULL, verified_at timestamptz NOT NULL DEFAULT now()
 );
-COMMENT ON SCHEMA migration_runner IS 'The ledger of the migration runner. Do not edit.'
+CREATE TABLE IF NOT EXISTS migration_runner.building (
+    version_table text, revision text, statement text, PRIMARY KEY (version_table, revision, statement)
+);
+COMMENT ON SCHEMA migration_runner IS 'The ledger of the migration runner. Do not edit.';
+SET LOCAL lock_timeout = '100ms'
 """
-ADD = """
-INSERT INTO migration_runner.applied (version_table, revision, checksum) VALUES (%s, %s, %s)
-ON CONFLICT (version_table, revision) DO UPDATE SET checksum = excluded.checksum, applied_at = excluded.applied_at
-"""
+AGAIN = (
+    "ON CONFLICT (version_table, revision) DO UPDATE SET checksum = excluded.checksum, applied_at = excluded.applied_at"
+)
+ADD = f"INSERT INTO migration_runner.applied (version_table, revision, checksum) VALUES (%s, %s, %s) {AGAIN}"  # noqa: S608
+ADD_IF_MOVED = (
+    "INSERT INTO migration_runner.applied (version_table, revision, checksum) "
+    f"SELECT %s, %s, %s WHERE EXISTS (SELECT FROM moved) {AGAIN}"
+)
 REMOVE = "DELETE FROM migration_runner.applied WHERE version_table = %s AND revision = %s"
+# An index that is built outside of its revision's transaction may be there although the revision is not applied.
+BUILDING = """
+INSERT INTO migration_runner.building (version_table, revision, statement) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING
+"""
+BUILT = "DELETE FROM migration_runner.building WHERE version_table = %s AND revision = %s"
+IS_BUILDING = "SELECT 1 FROM migration_runner.building WHERE (version_table, revision, statement) = (%s, %s, %s)"
+APPLIED_AT = "SELECT revision, applied_at FROM migration_runner.applied WHERE version_table = %s"
 READ = "SELECT revision, checksum FROM migration_runner.applied WHERE version_table = %s"
 VERIFY = """
 INSERT INTO migration_runner.verified (version_table, fingerprint) VALUES (%s, %s)
@@ -88,6 +109,10 @@ class Ledger:
             gone=sorted(recorded.keys() - set(been)),
             edited=[one for one in applied if recorded.get(one.revision, one.checksum) != one.checksum],
         )
+
+    def applied_at(self) -> dict[str, datetime]:
+        """When each revision was applied, or was first seen to be."""
+        return dict(self._guard.query(APPLIED_AT, self.version_table)) if self.exists() else {}
 
     def complete(self, revisions: Sequence[Revision], been: Collection[str]) -> None:
         """Let it say what the schema has been through; what is recorded of a file stays."""

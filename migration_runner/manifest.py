@@ -11,6 +11,7 @@ import zlib
 from typing import Any
 
 FORMAT = 1
+FIELDS = {"head", "fingerprint", "version_table", "lines"}
 
 
 class StaleManifestError(ValueError):
@@ -23,13 +24,13 @@ def manifest_path(config: str) -> str:
 
 
 def fresh_header(config: str) -> dict[str, Any] | None:
-    """The manifest's first line, when configuration and file names are as they were; None when there is no manifest.
+    """The manifest's first line, when settings and file names are as they were; None when there is no manifest.
 
     Args:
         config: the project's ``alembic.ini``.
 
     Raises:
-        StaleManifestError: something was added, removed or renamed since, or it is no manifest.
+        StaleManifestError: a setting was changed, something was added, removed or renamed, or it is no manifest.
     """
     folder = os.path.dirname(config)  # noqa: PTH120
     try:
@@ -37,34 +38,37 @@ def fresh_header(config: str) -> dict[str, Any] | None:
             header: dict[str, Any] = json.loads(manifest.readline())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise StaleManifestError from None
     try:
-        names = {where: listing(os.path.join(folder, where)) for where in header["folders"]}  # noqa: PTH118
-        if (header["format"], header["config"], header["folders"]) == (FORMAT, configuration(config), names):
-            return header
-    except (OSError, KeyError, TypeError):
-        pass
-    raise StaleManifestError
+        files = {where: checksum(os.path.join(folder, where)) for where in header["files"]}  # noqa: PTH118
+        folders = {where: listing(os.path.join(folder, where)) for where in header["folders"]}  # noqa: PTH118
+        found = header["format"], header["files"], header["folders"]
+        is_fresh = found == (FORMAT, files, folders) and header.keys() >= FIELDS
+    except (OSError, KeyError, TypeError, AttributeError, ValueError):
+        is_fresh = False
+    if not is_fresh:
+        raise StaleManifestError
+    return header
 
 
 def listing(folder: str) -> int:
     """A checksum of the names in a folder that may matter: Python files, and folders."""
-    names = os.listdir(folder)  # noqa: PTH208
-    told = sorted(name for name in names if name.endswith(".py") or ("." not in name and name != "__pycache__"))
+
+    def matters(name: str) -> bool:
+        return name.endswith(".py") or (name != "__pycache__" and os.path.isdir(os.path.join(folder, name)))  # noqa: PTH112, PTH118
+
+    told = sorted(filter(matters, os.listdir(folder)))  # noqa: PTH208
     return zlib.crc32("\n".join(told).encode(errors="surrogateescape"))
 
 
-def configuration(config: str) -> int:
-    """A checksum of what says where the revisions are."""
-    content = b""
-    for path in configuration_files(config):
-        try:
-            with open(path, "rb") as file:  # noqa: PTH123
-                content += file.read()
-        except FileNotFoundError:
-            continue
-    return zlib.crc32(content)
+def checksum(path: str) -> int | None:
+    """A checksum of a file; None when there is none."""
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            return zlib.crc32(file.read())
+    except FileNotFoundError:
+        return None
 
 
 def configuration_files(config: str) -> tuple[str, str]:

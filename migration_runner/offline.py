@@ -128,6 +128,7 @@ def _write(revision: Revision, context: MigrationContext) -> Script:
         line = next(_lines(traceback.walk_stack(None), module), 1)
         script.statements += [Statement(sql, revision.path, line) for sql in split(text)]
 
+    output = context.impl.static_output
     context.impl.static_output = collect  # type: ignore[method-assign]
     try:
         getattr(module, "upgrade", lambda: None)()
@@ -135,6 +136,8 @@ def _write(revision: Revision, context: MigrationContext) -> Script:
         # A query gives None here, on which the migration trips sooner or later, in whichever way.
         *_, line = 1, *_lines(traceback.walk_tb(error.__traceback__), module)
         script.stopped = line, type(error).__name__
+    finally:
+        context.impl.static_output = output  # type: ignore[method-assign]
     return script
 
 

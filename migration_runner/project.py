@@ -7,21 +7,24 @@ and the steps.
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import MigrationContext, MigrationStep, RevisionStep, StampStep
+from alembic.runtime.migration import HeadMaintainer, MigrationContext, MigrationStep, RevisionStep, StampStep
 from alembic.script import Script, ScriptDirectory
 from alembic.script.revision import RevisionMap
 from alembic.util import load_python_file
@@ -31,8 +34,8 @@ from sqlalchemy.exc import DBAPIError
 from migration_runner.database import DRIVER, sqlalchemy_url
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.failures import failure
-from migration_runner.guard import Guard
-from migration_runner.ledger import ADD, EXISTS, MAKE, REMOVE
+from migration_runner.guard import DATABASE, Guard
+from migration_runner.ledger import ADD, ADD_IF_MOVED, BUILDING, BUILT, EXISTS, IS_BUILDING, MAKE, REMOVE
 from migration_runner.manifest import configuration_files
 from migration_runner.report import Report, milliseconds_since, shown
 from migration_runner.revisions import Revision, script_location
@@ -44,6 +47,7 @@ ASYNC_DRIVER = "postgresql+psycopg"
 LOCK_TIMEOUT = "100ms"
 LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
 LONGEST_PAUSE = 5.0
+CONNECT_SECONDS = 10
 SAMPLE_SECONDS = 0.03
 # Whom the server may lose, and how soon it notices. The connection check needs PostgreSQL 14, and Linux or macOS.
 # https://www.postgresql.org/docs/current/runtime-config-connection.html
@@ -52,16 +56,21 @@ SELECT set_config('lock_timeout', '100ms', false), set_config('idle_in_transacti
        set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
        set_config('tcp_keepalives_count', '3', false)
 """
+SESSION_OF_ENV_PY = f"SELECT current_schema(), current_user::text, {DATABASE}"
 CONNECTION_CHECK = "SET client_connection_check_interval = '1s'"
 CONCURRENTLY = re.compile(
-    r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?"
-    r"""("(?:[^"]|"")+"|\w+)\s+ON\s+(?:ONLY\s+)?((?:"(?:[^"]|"")+"|\w+)(?:\.(?:"(?:[^"]|"")+"|\w+))?)""",
+    r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?P<lenient>IF\s+NOT\s+EXISTS\s+)?"
+    r"""(?P<name>"(?:[^"]|"")+"|\w+)\s+ON\s+(?:ONLY\s+)?"""
+    r"""(?P<table>(?:"(?:[^"]|"")+"|\w+)(?:\.(?:"(?:[^"]|"")+"|\w+))?)""",
     re.IGNORECASE,
 )
-LEFT_INVALID = """
-SELECT c.oid::regclass::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-WHERE NOT i.indisvalid AND i.indrelid = to_regclass(%s) AND c.relname = (parse_ident(%s))[1]
+OF_THIS_NAME = """
+SELECT c.oid::regclass::text, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+WHERE i.indrelid = to_regclass(%s) AND c.relname = (parse_ident(%s))[1]
 """
+
+VERSION_UPDATES = ("_insert_version", "_update_version", "_delete_version")
+MOVE = f"WITH moved AS (UPDATE {{table}} SET version_num = %s WHERE version_num = %s RETURNING 1) {ADD_IF_MOVED}"  # noqa: S608 - constants
 
 Plan = Callable[[tuple[str, ...]], "Journey | None"]
 
@@ -112,6 +121,7 @@ class Step:
     began: float = 0.0
     committed: bool = False
     inside: bool = False
+    record: tuple[str, tuple[str, ...]] | None = None
 
 
 @dataclass
@@ -121,12 +131,14 @@ class Environment:
     Args:
         schema: of the version table.
         table: its name.
+        role: whose rights env.py's session has.
         before: what it held.
         sessions: the server's process ids of the connections that were opened.
     """
 
     schema: str | None = None
     table: str | None = None
+    role: str | None = None
     before: tuple[str, ...] | None = None
     sessions: list[int] = field(default_factory=list)
 
@@ -167,7 +179,7 @@ class Project:
         # Alembic's configuration takes a percent sign for the begin of an interpolation.
         self._config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
         self._revisions = {one.revision: one for one in revisions}
-        self._files = {"env.py", *(one.path.name for one in revisions)}
+        self._files = {"env.py", *(os.path.basename(one.file) for one in revisions)}  # noqa: PTH119 - of thousands
         self._guard = guard
         self._report = report
         self._stop = stop
@@ -198,10 +210,8 @@ class Project:
 
         def steps(heads: tuple[str, ...], context: MigrationContext) -> Iterable[MigrationStep]:
             journey = plan(heads)
+            planned = self._steps(journey, heads, context) if journey else []
             self._prepare(context)
-            if journey is None:
-                return
-            planned = self._steps(journey, heads, context)
             for step in planned:
                 self._guard.check()
                 if isinstance(step, RevisionStep):
@@ -211,12 +221,22 @@ class Project:
 
         self._run(steps, locking=True)
 
+    def at_length(self, statement: str) -> None:
+        """Run what may take long on the runner's own connection; a signal, the deadline and the process end it."""
+        guard = self._guard
+        if self._limits.deadline is not None:
+            guard.query(f"SET statement_timeout = '{max(1, int(self._limits.left * 1000))}ms'")
+        with suppress(psycopg2.errors.InvalidParameterValue):
+            guard.query(CONNECTION_CHECK)
+        self._stop.sessions.append(guard.own)
+        guard.query(statement)
+
     def _run(self, steps: Callable[..., Iterable[Any]], *, locking: bool, **options: Any) -> None:
         self._locking = locking
         self.environment = Environment()
         script = ScriptDirectory.from_config(self._config)
-        lazily = [self._script(one) for one in reversed(self._revisions.values())]
-        script.__dict__["revision_map"] = RevisionMap(lambda: lazily)
+        everything = reversed(self._revisions.values())
+        script.__dict__["revision_map"] = RevisionMap(lambda: map(self._script, everything))
 
         def begin(heads: tuple[str, ...], context: MigrationContext) -> Iterable[Any]:
             self.environment.before = heads
@@ -239,10 +259,15 @@ class Project:
             ("after_cursor_execute", self._after_statement),
         ]
         configure, block = EnvironmentContext.configure, MigrationContext.autocommit_block
+        migrations = MigrationContext.run_migrations
+        updates = {name: getattr(HeadMaintainer, name) for name in VERSION_UPDATES}
         EnvironmentContext.configure = self._configuring(configure)  # type: ignore[method-assign]
         MigrationContext.autocommit_block = self._blocking(block)  # type: ignore[method-assign]
+        MigrationContext.run_migrations = self._locked(migrations)  # type: ignore[method-assign]
+        for name, original in updates.items():
+            setattr(HeadMaintainer, name, self._recording(original))
         for name, listener in listeners:
-            event.listen(Engine, name, listener)
+            event.listen(Engine, name, listener, retval=name.startswith("before"))
         try:
             yield
         except (Exception, SystemExit, KeyboardInterrupt) as error:
@@ -251,11 +276,14 @@ class Project:
         finally:
             for name, listener in listeners:
                 event.remove(Engine, name, listener)
+            for name, original in updates.items():
+                setattr(HeadMaintainer, name, original)
             EnvironmentContext.configure = configure  # type: ignore[method-assign]
             MigrationContext.autocommit_block = block  # type: ignore[method-assign]
+            MigrationContext.run_migrations = migrations  # type: ignore[method-assign]
 
     def _configuring(self, original: Callable[..., None]) -> Callable[..., None]:
-        """Every env.py configures Alembic with one transaction per migration, and holds the lock before it looks."""
+        """Every env.py configures Alembic with one transaction per migration."""
 
         def configure(environment: EnvironmentContext, *args: Any, **options: Any) -> None:
             if options.get("upgrade_token", "upgrades") != "upgrades":
@@ -266,15 +294,31 @@ class Project:
                 )
             options["transaction_per_migration"] = True
             original(environment, *args, **options)
-            self._configured(environment.get_context())
 
         return configure
 
-    def _configured(self, context: MigrationContext) -> None:
-        connection = context.connection
-        if connection is None:
-            return
-        schema = context.version_table_schema or connection.exec_driver_sql("SELECT current_schema()").scalar()
+    def _locked(self, original: Callable[..., None]) -> Callable[..., None]:
+        """Alembic looks where the schema is when nobody else can change it, and env.py has set all that it sets."""
+
+        def run_migrations(context: MigrationContext, **arguments: Any) -> None:
+            connection = _connection(context)
+            if connection._trans_context_manager:
+                # Begun after Alembic was configured, env.py's own transaction is as external as one begun before.
+                context._in_external_transaction = True
+            self._see(context, connection)
+            if not context._in_external_transaction:
+                # What env.py has set must survive a rollback; and nobody waits for the lock within a transaction.
+                connection.commit()
+            if self._locking:
+                self._guard.lock(self.environment.version_table, self._limits.patience)
+            original(context, **arguments)
+
+        return run_migrations
+
+    def _see(self, context: MigrationContext, connection: Connection) -> None:
+        """Find out where the version table is, and let the runner's own connection see it as env.py's does."""
+        default, role, *database = connection.exec_driver_sql(SESSION_OF_ENV_PY).one()
+        schema = context.version_table_schema or default
         seen = self.environment
         if seen.table and (seen.schema, seen.table) != (schema, context.version_table):
             raise wrong_use(
@@ -283,12 +327,13 @@ class Project:
                 "one of them in a run.",
                 "Run env.py once for each.",
             )
-        seen.schema, seen.table = schema, context.version_table
-        if not context._in_external_transaction:
-            # What env.py has set must survive a rollback; and nobody waits for the lock within a transaction.
-            connection.commit()
-        if self._locking:
-            self._guard.lock(seen.version_table, self._limits.patience)
+        if self._guard.take_role(role) != tuple(database):
+            raise wrong_use(
+                "AnotherDatabase",
+                "env.py connects to another database than the one that DATABASE_SECRET or DATABASE_URL names.",
+                "Let env.py take the URL from config.get_main_option('sqlalchemy.url'), or name its database.",
+            )
+        seen.schema, seen.table, seen.role = schema, context.version_table, role
 
     def _prepare(self, context: MigrationContext) -> None:
         """Make the ledger, with the role that the migrations are run by."""
@@ -351,7 +396,7 @@ class Project:
         return line[::-1] if journey.direction == "upgrade" else line
 
     def _script(self, revision: Revision) -> Script:
-        return Script(_Lazily(revision), revision.revision, str(revision.path))  # type: ignore[arg-type]
+        return Script(_Lazily(revision), revision.revision, revision.file)  # type: ignore[arg-type]
 
     def _watched(self, step: RevisionStep, context: MigrationContext, start: Collection[str]) -> Iterator[RevisionStep]:
         """The same step, told about; Alembic comes back after it has committed it."""
@@ -419,10 +464,10 @@ class Project:
                     time.sleep(pause)
                 finally:
                     step.inside = False
-            record, values = (ADD, (key, revision.revision, revision.checksum))
-            if step.direction == "downgrade":
-                record, values = REMOVE, values[:2]  # type: ignore[assignment]
-            _connection(context).exec_driver_sql(record, values)
+            values = (key, revision.revision, revision.checksum)
+            if step.committed:
+                _connection(context).exec_driver_sql(BUILT, values[:2])
+            step.record = (ADD, values) if step.direction == "upgrade" else (REMOVE, values[:2])
 
         return run
 
@@ -445,6 +490,36 @@ class Project:
             settings.append(f"SET statement_timeout = '{max(1, int(self._limits.left * 1000))}ms'")
         if settings:
             _connection(context).exec_driver_sql("; ".join(settings))
+
+    def _recording(self, original: Callable[..., None]) -> Callable[..., None]:
+        """The version table and the ledger change together, as a rule in one round trip."""
+
+        def update(maintainer: HeadMaintainer, *versions: str) -> None:
+            record = self._step.record if self._step else None
+            if record is None or self._step is None:
+                original(maintainer, *versions)
+                return
+            self._step.record = None
+            connection = _connection(maintainer.context)
+            if len(versions) != 2 or self._step.direction != "upgrade":
+                original(maintainer, *versions)
+                connection.exec_driver_sql(*record)
+                return
+            names = (self.environment.schema, self.environment.table)
+            table = ".".join(connection.dialect.identifier_preparer.quote(name) for name in names if name)
+            done = connection.exec_driver_sql(MOVE.format(table=table), (versions[1], versions[0], *record[1]))
+            if done.rowcount != 1:
+                raise RunError(
+                    f"The version table no longer held {versions[0]} when {versions[1]} had run: it is rolled back.",
+                    exit_code=ExitCode.FAILED,
+                    kind="VersionTableChanged",
+                    revision=versions[1],
+                    hint="Look who else writes to it; then run this again.",
+                )
+            maintainer.heads.remove(versions[0])
+            maintainer.heads.add(versions[1])
+
+        return update
 
     def _blocking(self, original: Callable[..., Any]) -> Callable[..., Any]:
         """In an autocommit block a statement waits for its locks, or CONCURRENTLY would leave an INVALID index."""
@@ -483,24 +558,38 @@ class Project:
             cursor.close()
         self._stop.sessions.append(getattr(session, "driver_connection", None) or session)
 
-    def _before_statement(self, connection: Any, _: object, statement: str, *__: object) -> None:
+    def _before_statement(
+        self, connection: Any, _: object, statement: str, parameters: Any, *__: object
+    ) -> tuple[str, Any]:
         step = self._step
         if step is None or not step.inside:
-            return
+            return statement, parameters
         step.statements += 1
         step.began = time.monotonic()
         index = CONCURRENTLY.match(statement)
         if index:
-            # An interrupted run has left it behind, and what it left would make this statement fail, or do nothing.
             step.inside = False
-            found = connection.exec_driver_sql(LEFT_INVALID, (index[2], index[1])).all()
-            for (name,) in found:
+            statement = self._resumed(connection, index, step.revision.revision)
+            step.inside = True
+            step.began = time.monotonic()
+        return statement, parameters
+
+    def _resumed(self, connection: Any, index: re.Match[str], revision: str) -> str:
+        """The statement, after what an interrupted run has left of its index would make it fail, or do nothing."""
+        found = connection.exec_driver_sql(OF_THIS_NAME, (index["table"], index["name"])).all()
+        for name, is_valid in found:
+            if not is_valid:
                 self._report.event(
                     "migration.index_dropped", f"{name} was left INVALID, and is built anew.", index=name
                 )
                 connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
-            step.inside = True
-            step.began = time.monotonic()
+        begun = (self.environment.version_table, revision, index.string)
+        if connection.exec_driver_sql(IS_BUILDING, begun).first():
+            at = index.start("name")
+            return index.string if index["lenient"] else f"{index.string[:at]}IF NOT EXISTS {index.string[at:]}"
+        if not any(is_valid for _, is_valid in found):
+            connection.exec_driver_sql(BUILDING, begun)
+        return index.string
 
     def _after_statement(self, *_: object) -> None:
         step = self._step
@@ -528,9 +617,18 @@ class _Lazily:
         self._read = revision
 
     def __getattr__(self, name: str) -> Any:
-        path = self._read.path
-        module = load_python_file(str(path.parent), path.name)
-        self.__dict__.update({key: getattr(module, key) for key in ("upgrade", "downgrade") if hasattr(module, key)})
+        if name.startswith("_"):
+            raise AttributeError(name)
+        module = self.__dict__.get("_module")
+        if module is None:
+            path = self._read.path
+            if sha256(path.read_bytes()).hexdigest() != self._read.checksum:
+                raise wrong_use(
+                    "RevisionChanged",
+                    f"{path.name} was changed after the manifest beside alembic.ini had been made.",
+                    "Make it when nothing is changed any more: python -m migration_runner.revisions alembic.ini",
+                )
+            module = self._module = load_python_file(str(path.parent), path.name)
         return getattr(module, name)
 
 
@@ -555,8 +653,10 @@ class _Sampler:
             thread.join()
 
     def _sample(self) -> None:
-        while not self._over.wait(SAMPLE_SECONDS):
-            self.seen = set(self._guard.blockers(self._sessions)) or self.seen
+        # That the connection is lost is told before the next migration.
+        with suppress(RunError):
+            while not self._over.wait(SAMPLE_SECONDS):
+                self.seen = set(self._guard.blockers(self._sessions)) or self.seen
 
 
 def _connection(context: MigrationContext) -> Connection:
@@ -572,3 +672,4 @@ def _nothing() -> Iterator[None]:
 
 def _name_session(_: object, __: object, ___: object, parameters: dict[str, Any]) -> None:
     parameters.setdefault("application_name", NAME)
+    parameters.setdefault("connect_timeout", CONNECT_SECONDS)

@@ -66,11 +66,13 @@ def at_target(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
 def _state(schema: str | None, table: str, environment: Mapping[str, str]) -> Any:
     settings: dict[str, Any] = {"connect_timeout": "5", **connection_parameters(environment)}
     connection = psycopg2.connect(**settings)
+    # Otherwise a BEGIN goes ahead of the query.
+    connection.autocommit = True
     try:
         name = ".".join(psycopg2.extensions.quote_ident(part, connection) for part in (schema, table) if part)
         key = "coalesce(%(schema)s, current_schema()) || '.' || %(table)s"
         with connection.cursor() as cursor:
-            cursor.execute(STATE.format(table=name, key=key), {"schema": schema, "table": table})
+            cursor.execute(STATE.format(table=name.replace("%", "%%"), key=key), {"schema": schema, "table": table})
             return cursor.fetchone()
     finally:
         connection.close()

@@ -28,6 +28,9 @@ GREEN, RED, PLAIN = "\033[32m", "\033[31m", "\033[0m"
 # The begun line gives way to the next one.
 CLEAR = "\r\033[K"
 BASE = "base"
+ENCODER = json.JSONEncoder(separators=(",", ":"))
+# Whoever writes much is read this often, and the run itself reads before each of its own lines.
+READ_SECONDS = 0.02
 # The quotation marks of PostgreSQL's messages in its languages.
 QUOTES = '"„“”«»'
 
@@ -64,12 +67,13 @@ class Report:
 
     Args:
         stream: a sentence per line when it is a terminal, JSON otherwise.
-        as_json: JSON on a terminal too.
+        for_person: whether sentences are written, wherever it leads; None for what the stream suggests.
     """
 
-    def __init__(self, stream: TextIO, *, as_json: bool = False) -> None:
+    def __init__(self, stream: TextIO, *, for_person: bool | None = None) -> None:
         self._stream: TextIO | None = stream
-        self.for_person = stream.isatty() and not as_json
+        self._on_terminal = stream.isatty()
+        self._for_person = self._on_terminal if for_person is None else for_person
         # Lines come from the run and from the thread that reads what others write.
         self._lock = threading.RLock()
         self._password = ""
@@ -78,7 +82,7 @@ class Report:
         self._progress = False
 
     @classmethod
-    def of_process(cls, *, as_json: bool = False) -> Report:
+    def of_process(cls, *, for_person: bool | None = None) -> Report:
         """A report to standard output, where from now on nothing else is written.
 
         Until the process ends, its descriptors 1 and 2, which child processes inherit, lead into a pipe, and each line
@@ -88,7 +92,7 @@ class Report:
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
-        report = cls(os.fdopen(os.dup(1), "w", errors="backslashreplace"), as_json=as_json)
+        report = cls(os.fdopen(os.dup(1), "w", errors="backslashreplace"), for_person=for_person)
         report._pipe, writing = os.pipe()
         os.set_blocking(report._pipe, False)
         for stream in (sys.stdout, sys.stderr):
@@ -115,7 +119,7 @@ class Report:
         """The same, but on a terminal the sentence stays only until the next one."""
         with self._lock:
             self._catch_up()
-            if self.for_person:
+            if self._for_person and self._on_terminal:
                 self._line(sentence, end="")
                 self._progress = True
             else:
@@ -135,7 +139,9 @@ class Report:
             if result.error:
                 result.error.message = redacted(result.error.message, self._password)
                 result.error.hint = result.error.hint and redacted(result.error.hint, self._password)
-            self._line(_coloured(result, milliseconds) if self.for_person else _result_line(result, milliseconds))
+            told = _sentence(result, milliseconds) if self._for_person else _result_line(result, milliseconds)
+            if told:
+                self._line(_coloured(told, result) if self._for_person and self._on_terminal else told)
             self._stream = None
 
     def _keep_reading(self, pipe: int) -> None:
@@ -143,6 +149,8 @@ class Report:
         writers = True
         while writers:
             select.select([pipe], [], [])
+            # A line that the run is about to read itself is left to it.
+            time.sleep(READ_SECONDS)
             with self._lock:
                 writers = self._read()
 
@@ -179,7 +187,7 @@ class Report:
         self._say("migration.output", text, text=text)
 
     def _say(self, name: str, sentence: str, **fields: object) -> None:
-        if not self.for_person:
+        if not self._for_person:
             self._line(_json(event=name, **fields))
         elif sentence:
             self._line(sentence)
@@ -219,7 +227,7 @@ def milliseconds_since(started: float) -> int:
 
 
 def _json(**fields: object) -> str:
-    return json.dumps(fields, separators=(",", ":"))
+    return ENCODER.encode(fields)
 
 
 def shown(current: Collection[str] | None) -> str | None:
@@ -251,8 +259,7 @@ def _result_line(result: Result, milliseconds: int) -> str:
     )
 
 
-def _coloured(result: Result, milliseconds: int) -> str:
-    sentence = _sentence(result, milliseconds)
+def _coloured(sentence: str, result: Result) -> str:
     return sentence if os.environ.get("NO_COLOR") else f"{RED if result.error else GREEN}{sentence}{PLAIN}"
 
 
@@ -262,7 +269,7 @@ def _sentence(result: Result, milliseconds: int) -> str:
     if error is None:
         count = len(result.applied)
         did = f"{count} revision{'s'[: count != 1]} in {milliseconds} ms. " if count else ""
-        return f"{result.command}: {did}{at}"
+        return f"{result.command}: {did}{at}" if did or at else ""
     where = f"{error.revision} failed: " if error.revision else ""
     sentences = [f"{result.command}: {where}{error.kind}: {error.message.rstrip('.')}.", at, error.hint]
     return " ".join(sentence for sentence in sentences if sentence)

@@ -20,11 +20,12 @@ from dataclasses import dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from migration_runner.manifest import (
     FORMAT,
     StaleManifestError,
-    configuration,
+    checksum,
     configuration_files,
     fresh_header,
     listing,
@@ -32,6 +33,13 @@ from migration_runner.manifest import (
 )
 
 VERSION_TABLE = "alembic_version"
+# What an env.py may do so that a plain connection sees another version table, or sees less.
+OTHER_SESSION = re.compile(
+    rb"search_path|schema_translate_map|\b(set|reset)\s+(session\s+|local\s+)?(role|authorization)|set_config",
+    re.IGNORECASE,
+)
+LONGEST_TIMEOUT = 2**31 - 1
+MILLISECONDS = {"": 1, "ms": 1, "s": 1000, "min": 60_000, "h": 3_600_000}
 SEPARATORS = {"os": os.pathsep, "space": " ", "newline": "\n", ":": ":", ";": ";"}
 
 
@@ -49,7 +57,7 @@ class Revision:
         depends_on: the ids of other branches that must be there before it; branch labels are resolved.
         message: the first line of the file's docstring, or its file name in words when it has none.
         checksum: SHA-256 of the file's bytes, in hexadecimal.
-        path: the file.
+        file: its path.
         branch_labels: the names of the branch that begins with it.
         phase: ``contract`` for what only a release without the older names' users may apply; ``expand`` otherwise.
         lock_timeout: for how long its statements wait for a lock, as PostgreSQL writes times; None for the runner's.
@@ -61,11 +69,16 @@ class Revision:
     depends_on: tuple[str, ...]
     message: str
     checksum: str
-    path: Path
+    file: str
     branch_labels: tuple[str, ...] = ()
     phase: str = "expand"
     lock_timeout: str | None = None
     size: int = 0
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(self.file)
 
 
 def read_revisions(config: str | Path) -> list[Revision]:
@@ -119,14 +132,7 @@ def write_manifest(config: str | Path) -> Path:
     revisions = read_revisions(config)
     base = config.absolute().parent
     folders = sorted({one.path.absolute().parent for one in revisions} | _located_folders(config))
-    header = {
-        "format": FORMAT,
-        "head": head(revisions),
-        "fingerprint": fingerprint(revisions),
-        "config": configuration(str(config)),
-        "folders": {os.path.relpath(folder, base): listing(str(folder)) for folder in folders},
-        "version_table": _version_table(config),
-    }
+    settings = [*configuration_files(str(config)), str(script_location(config) / "env.py")]
     lines = [
         [
             one.revision,
@@ -142,9 +148,19 @@ def write_manifest(config: str | Path) -> Path:
         ]
         for one in revisions
     ]
+    rest = f"{json.dumps(lines)}\n".encode()
+    header = {
+        "format": FORMAT,
+        "head": head(revisions),
+        "fingerprint": fingerprint(revisions),
+        "files": {os.path.relpath(file, base): checksum(file) for file in settings},
+        "folders": {os.path.relpath(folder, base): listing(str(folder)) for folder in folders},
+        "version_table": _version_table(config),
+        "lines": crc32(rest),
+    }
     path = Path(manifest_path(str(config)))
     try:
-        path.write_text(f"{json.dumps(header)}\n{json.dumps(lines)}\n", encoding="ascii")
+        path.write_bytes(f"{json.dumps(header)}\n".encode() + rest)
     except OSError as error:
         raise RevisionError(f"{path} can't be written: {error.strerror}.") from None
     return path
@@ -162,17 +178,19 @@ def read_manifest(config: str | Path) -> tuple[list[Revision], str] | None:
     header = fresh_header(str(config))
     if header is None:
         return None
-    base = Path(config).absolute().parent
-    sizes = {entry.path: entry.stat().st_size for folder in header["folders"] for entry in os.scandir(base / folder)}
+    base = str(Path(config).absolute().parent)
+    rest = Path(manifest_path(str(config))).read_bytes().partition(b"\n")[2]
+    if crc32(rest) != header["lines"]:
+        raise StaleManifestError
+    read = [
+        Revision(id_, tuple(down), tuple(needs), message, sha256, f"{base}/{name}", tuple(labels), phase, lock, size)
+        for id_, down, needs, message, sha256, name, labels, phase, lock, size in json.loads(rest)
+    ]
     try:
-        lines = json.loads(Path(manifest_path(str(config))).read_bytes().partition(b"\n")[2])
-        read = [
-            Revision(id_, tuple(down), tuple(needs), message, checksum, base / name, tuple(labels), phase, lock, size)
-            for id_, down, needs, message, checksum, name, labels, phase, lock, size in lines
-        ]
-    except (ValueError, TypeError):
-        raise StaleManifestError from None
-    if any(sizes.get(str(one.path)) != one.size for one in read):
+        is_fresh = all(os.stat(one.file).st_size == one.size for one in read)  # noqa: PTH116 - thousands of them
+    except OSError:
+        is_fresh = False
+    if not is_fresh:
         raise StaleManifestError
     return read, str(header["fingerprint"])
 
@@ -220,22 +238,29 @@ def _options(config: Path) -> Callable[[str], Any]:
             import tomllib
 
             table = tomllib.loads(content.decode()).get("tool", {}).get("alembic", {})
-        ours = dict(parser.items("alembic")) if parser.has_section("alembic") else {}
     except (ConfigError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise RevisionError(f"{config} can't be read: {reason}") from None
+        raise _unreadable(config, error) from None
     here = toml.absolute().parent.as_posix()
 
     def filled(value: Any) -> Any:
         return value.replace("%(here)s", here) if isinstance(value, str) else value
 
     def option(name: str) -> Any:
-        if ours.get(name):
-            return ours[name]
+        # One at a time: others may hold a secret with a percent sign, which would stand in the error.
+        try:
+            of_ini = parser.get("alembic", name, fallback=None)
+        except ConfigError as error:
+            raise _unreadable(config, error) from None
+        if of_ini:
+            return of_ini
         value = table.get(name)
         return [filled(one) for one in value] if isinstance(value, list) else filled(value)
 
     return option
+
+
+def _unreadable(config: Path, error: Exception) -> RevisionError:
+    return RevisionError(f"{config} can't be read: {str(error).splitlines()[0]}")
 
 
 def _locations(config: Path) -> tuple[list[Path], bool]:
@@ -273,11 +298,17 @@ def _located_folders(config: Path) -> set[Path]:
 
 
 def _version_table(config: Path) -> list[str | None] | None:
-    """The schema and the name of the version table, if ``env.py`` can be read for them; None when it computes them."""
+    """The schema and the name of the version table, if ``env.py`` can be read for them.
+
+    None when it computes them, or makes its session see other tables than a plain connection does.
+    """
     names: dict[str, set[str | None]] = {"version_table": set(), "version_table_schema": set()}
     try:
-        module = ast.parse((script_location(config) / "env.py").read_bytes())
+        content = (script_location(config) / "env.py").read_bytes()
+        module = ast.parse(content)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if OTHER_SESSION.search(content):
         return None
     for call in ast.walk(module):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "configure":
@@ -324,7 +355,7 @@ def _read(path: Path) -> Revision:
     phase, lock_timeout = (_text(path, name, values.get(name)) for name in ("phase", "lock_timeout"))
     if phase not in (None, "expand", "contract"):
         raise RevisionError(f"phase in {path} is {phase!r}, but must be 'expand' or 'contract'.")
-    if lock_timeout is not None and not re.fullmatch(r"\d+ ?(ms|s|min|h)?", lock_timeout):
+    if lock_timeout is not None and not _is_time(lock_timeout):
         raise RevisionError(f"lock_timeout in {path} is {lock_timeout!r}, but must be a time such as '100ms' or '5s'.")
     labels = _strings(path, "branch_labels", values.get("branch_labels"))
     docstring = (ast.get_docstring(module) or "").strip()
@@ -334,7 +365,7 @@ def _read(path: Path) -> Revision:
         depends_on=_strings(path, "depends_on", values.get("depends_on")),
         message=docstring.partition("\n")[0] or path.stem.removeprefix(f"{ids[0]}_").replace("_", " "),
         checksum=hashlib.sha256(content).hexdigest(),
-        path=path,
+        file=str(path),
         branch_labels=labels,
         phase=phase or "expand",
         lock_timeout=lock_timeout,
@@ -358,7 +389,7 @@ def _strings(path: Path, name: str, value: ast.expr | None) -> tuple[str, ...]:
         literal = value and ast.literal_eval(value)
     except (ValueError, TypeError):
         raise RevisionError(f"{name} in {path} is computed: write it as a literal.") from None
-    strings = (literal,) if isinstance(literal, str) else literal or ()
+    strings = (literal,) if isinstance(literal, str) else () if literal is None else literal
     if not isinstance(strings, list | tuple) or not all(isinstance(string, str) for string in strings):
         raise RevisionError(f"{name} in {path} must be a string, several strings or None.")
     return tuple(strings)
@@ -370,6 +401,11 @@ def _text(path: Path, name: str, value: ast.expr | None) -> str | None:
     if len(texts) > 1:
         raise RevisionError(f"{name} in {path} must be one string.")
     return texts[0] if texts else None
+
+
+def _is_time(text: str) -> bool:
+    time = re.fullmatch("([0-9]{1,10}) ?(|ms|s|min|h)", text)
+    return time is not None and int(time[1]) * MILLISECONDS[time[2]] <= LONGEST_TIMEOUT
 
 
 def _resolved(read: list[Revision]) -> dict[str, Revision]:

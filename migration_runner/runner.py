@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGTERM
 
+import psycopg2
+
+from migration_runner import inspection
 from migration_runner.database import wait_for
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.failures import failure
@@ -30,6 +33,8 @@ from migration_runner.revisions import (
 from migration_runner.settings import connection_parameters
 from migration_runner.stop import Stop
 
+# What these tell of the files, they tell without a database too.
+FILES_DO = ("plan", "history")
 # A session that the server was told to cancel lets go of its locks within a moment.
 LOCKS_GONE_SECONDS = 1.0
 # Whether somebody builds it now, or is attaching it to a partitioned one, is no concern of this run.
@@ -47,7 +52,7 @@ class Request:
     """What the command line asks for.
 
     Args:
-        command: upgrade, downgrade, stamp or status.
+        command: upgrade, downgrade, stamp, status, plan, history or check.
         config: the project's ``alembic.ini``.
         wait: how long to wait for the database, in seconds.
         revision: the target: of an upgrade None for the newest, of a downgrade also ``base``, ``-1`` and so on.
@@ -57,7 +62,7 @@ class Request:
 
     command: str
     config: Path
-    wait: float
+    wait: float = 60.0
     revision: str | None = None
     lock_wait: float = 300.0
     timeout: float | None = None
@@ -115,6 +120,10 @@ class Run:
         newest = head(self._revisions)
         # Where a downgrade leads may depend on where the schema is.
         result.target = None if request.command == "downgrade" else _named(request, self._revisions)
+        named = self._environment.get("DATABASE_SECRET") or self._environment.get("DATABASE_URL")
+        if request.command == "check" or (request.command in FILES_DO and not named):
+            self._inspect_files()
+            return
         self._parameters = connection_parameters(self._environment)
         report.hide(self._parameters.get("password") or self._environment.get("PGPASSWORD"))
         report.event(
@@ -133,8 +142,8 @@ class Run:
                 self._stop,
                 Limits(request.lock_wait, deadline),
             )
-            if request.command == "status":
-                self._status(self._project, self._guard)
+            if request.command in ("status", *FILES_DO):
+                self._inspect(self._project, self._guard)
             else:
                 self._migrate(self._project, self._guard)
 
@@ -174,16 +183,17 @@ class Run:
     def _migrate(self, project: Project, guard: Guard) -> None:
         request, result, revisions = self._request, self._result, self._revisions
         before: Collection[str] = ()
+        incomplete = False
 
         def plan(current: tuple[str, ...]) -> Journey | None:
-            nonlocal before
+            nonlocal before, incomplete
             before = result.start = result.at = current
             if request.command != "stamp":
                 check_known(revisions, current)
             target = destination(request, revisions, current)
             result.target = target or BASE
-            self._tell_differences(Ledger(guard, project.environment.version_table), current)
-            if _is_at(target, current):
+            incomplete = self._tell_differences(Ledger(guard, project.environment.version_table), current)
+            if _is_at(target, current, revisions):
                 at = shown(current)
                 self._report.event("migration.nothing_to_do", f"Nothing to do: the schema is at {at}.", at=at)
                 return None
@@ -200,16 +210,17 @@ class Run:
             raise
         after = self._look_again(project, guard, before)
         target = None if result.target == BASE else result.target
-        if not _is_at(target, after):
+        if not _is_at(target, after, revisions):
             raise RunError(
                 f"Alembic reported no error, but the schema is not at {result.target}.",
                 exit_code=ExitCode.FAILED,
                 kind="TargetNotReached",
                 hint="Look at env.py: it must run the migrations in a transaction that is committed.",
             )
-        self._mend_indexes(guard)
+        self._mend_indexes(project, guard)
         ledger = Ledger(guard, project.environment.version_table)
-        ledger.complete(revisions, lineage(revisions, after))
+        if incomplete or request.command == "stamp":
+            ledger.complete(revisions, lineage(revisions, after))
         if target == head(revisions):
             ledger.verified(self._fingerprint)
 
@@ -223,12 +234,14 @@ class Run:
         self._result.at = after
         revisions = self._revisions
         old, new = lineage(revisions, before), lineage(revisions, after)
-        up = [one.revision for one in reversed(revisions) if one.revision in new - old]
-        down = [one.revision for one in revisions if one.revision in old - new]
+        gained, lost = new - old, old - new
+        up = [one.revision for one in reversed(revisions) if one.revision in gained]
+        down = [one.revision for one in revisions if one.revision in lost]
         self._result.applied = [] if self._request.command == "stamp" else up or down
         return after
 
-    def _tell_differences(self, ledger: Ledger, current: Collection[str]) -> None:
+    def _tell_differences(self, ledger: Ledger, current: Collection[str]) -> bool:
+        """Say what something else has done to the schema; whether the ledger must be completed."""
         found = ledger.differences(self._revisions, lineage(self._revisions, current))
         if found.adopted and found.unrecorded:
             number = len(found.unrecorded)
@@ -253,15 +266,21 @@ class Run:
                 revision=one.revision,
                 file=one.path.name,
             )
+        return bool(found.unrecorded or found.gone)
 
-    def _mend_indexes(self, guard: Guard) -> None:
-        for name, is_remnant in guard.query(INVALID):
+    def _mend_indexes(self, project: Project, guard: Guard) -> None:
+        for name in (name for name, is_remnant in guard.query(INVALID) if not is_remnant):
             self._report.event(
                 "migration.index_rebuilt",
                 f"{name} was left INVALID, and is built anew.",
                 index=name,
             )
-            guard.query(f"DROP INDEX CONCURRENTLY {name}" if is_remnant else f"REINDEX INDEX CONCURRENTLY {name}")
+            # One that can't be built is named below.
+            with suppress(psycopg2.Error):
+                project.at_length(f"REINDEX INDEX CONCURRENTLY {name}")
+        # What REINDEX leaves behind when it is interrupted, or fails.
+        for name in (name for name, is_remnant in guard.query(INVALID) if is_remnant):
+            project.at_length(f"DROP INDEX CONCURRENTLY {name}")
         left = [name for name, _ in guard.query(INVALID)]
         if left:
             raise RunError(
@@ -271,41 +290,27 @@ class Run:
                 hint="Look why they can't be built, such as values that are there twice; then run this again.",
             )
 
-    def _status(self, project: Project, guard: Guard) -> None:
-        revisions, result, report = self._revisions, self._result, self._report
+    def _inspect(self, project: Project, guard: Guard) -> None:
         current = project.look()
-        result.start = result.at = current
+        self._result.start = self._result.at = current
+        version_table, revisions = project.environment.version_table, self._revisions
         check_known(revisions, current)
-        been = lineage(revisions, current)
-        pending = [one for one in reversed(revisions) if one.revision not in been]
-        found = Ledger(guard, project.environment.version_table).differences(revisions, been)
-        holder = guard.holder(project.environment.version_table)
-        edited = [one.path.name for one in found.edited]
-        table = [
-            ("current", shown(current) or BASE),
-            ("head", head(revisions)),
-            ("pending", str(len(pending))),
-            *((f"  {one.revision}", one.message) for one in pending),
-            ("lock", holder or "free"),
-            ("edited", ", ".join(edited) or "none"),
-        ]
-        width = max(len(name) for name, _ in table)
-        report.event(
-            "migration.status",
-            "\n".join(f"{name:{width}}  {value}" for name, value in table),
-            current=sorted(current),
-            head=head(revisions),
-            pending=[{"revision": one.revision, "message": one.message} for one in pending],
-            lock_holder=holder,
-            edited=edited,
-        )
-        if pending:
-            raise RunError(
-                f"Revisions are pending: {', '.join(one.revision for one in pending)}.",
-                exit_code=ExitCode.FAILED,
-                kind="RevisionsPending",
-                hint="Apply them with: python -m migration_runner upgrade",
-            )
+        match self._request.command:
+            case "status":
+                inspection.status(guard, version_table, revisions, current, self._report)
+            case "history":
+                inspection.history(revisions, Ledger(guard, version_table), current, self._report)
+            case _:
+                inspection.plan(self._request.config, inspection.pending_of(revisions, current), guard, self._report)
+
+    def _inspect_files(self) -> None:
+        match self._request.command:
+            case "history":
+                inspection.history(self._revisions, None, None, self._report)
+            case "check":
+                inspection.check(self._request.config, self._report)
+            case _:
+                inspection.plan(self._request.config, self._revisions[::-1], None, self._report)
 
     def _left_behind(self) -> str:
         """What is left of a run that was told to stop: looked up, for a promise would not do."""
@@ -326,6 +331,8 @@ class Run:
 def _version(guard: Guard, project: Project) -> tuple[str, ...]:
     """What the version table holds, read on the runner's own connection; nothing when there is none."""
     seen = project.environment
+    if seen.role:
+        guard.take_role(seen.role)
     name = ".".join(guard.quoted(part) for part in (seen.schema, seen.table) if part)
     if not guard.query("SELECT to_regclass(%s)", name)[0][0]:
         return ()
@@ -350,13 +357,13 @@ def check_request(request: Request, revisions: Sequence[Revision], expected: str
             f"The deployment was made for revision {expected}, but the newest in this image is {newest}.",
             "Build the image and the template from the same revision files.",
         )
-    symbols = r"head|base|-[1-9]\d*" if request.command == "downgrade" else "head"
+    symbols = {"downgrade": r"head|base|-[1-9]\d*", "stamp": "head|base"}.get(request.command, "head")
     asked = "head" if request.revision is None else request.revision
     if not re.fullmatch(symbols, asked) and asked not in {one.revision for one in revisions}:
         raise wrong_use(
             "UnknownRevision",
             f"This image has no revision {asked}; its newest is {newest}.",
-            "Give a whole revision id; `alembic history` lists them.",
+            "Give a whole revision id; `python -m migration_runner history` lists them.",
         )
 
 
@@ -419,5 +426,9 @@ def _named(request: Request, revisions: Sequence[Revision]) -> str:
     return head(revisions) if request.revision in (None, "head") else str(request.revision)
 
 
-def _is_at(target: str | None, current: Collection[str]) -> bool:
-    return target in current if target else not current
+def _is_at(target: str | None, current: Collection[str], revisions: Sequence[Revision]) -> bool:
+    if target is None or target in current:
+        return target is not None or not current
+    # A revision that others depend on is not in the version table, though nothing that comes after it is applied.
+    been = lineage(revisions, current)
+    return target in been and not any(target in one.down_revisions for one in revisions if one.revision in been)

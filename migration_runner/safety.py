@@ -6,7 +6,6 @@ Squawk (https://squawkhq.com) finds what is unsafe; the words about it, and the 
 from __future__ import annotations
 
 import ast
-import io
 import json
 import re
 import shutil
@@ -155,7 +154,7 @@ def sizes(connection: psycopg2.extensions.connection, tables: Collection[str]) -
     """
     query = """
         SELECT name, nullif(reltuples::bigint, -1), pg_total_relation_size(pg_class.oid)
-        FROM unnest(%s) AS name JOIN pg_class ON pg_class.oid = to_regclass(name)
+        FROM unnest(%s::text[]) AS name JOIN pg_class ON pg_class.oid = to_regclass(name)
     """
     with connection.cursor() as cursor:
         cursor.execute(query, [sorted(tables)])
@@ -211,7 +210,10 @@ def findings(statements: Sequence[Statement], revision: Revision) -> list[Findin
     first_lines = [0, *accumulate(part.count("\n") for part in text)]
     for violation in _squawk("".join(text)):
         index = bisect_right(first_lines, violation["line"]) - 1
-        seen.setdefault((index, violation["rule_name"]), violation)
+        # Of a serial column squawk sees the style alone; but it has a default, the next value of its sequence.
+        is_added = violation["rule_name"] == "prefer-identity" and statements[index].sql[:5].upper() == "ALTER"
+        rule = "adding-field-with-default" if is_added else violation["rule_name"]
+        seen.setdefault((index, rule), violation)
     unread = {index for index, rule in seen if rule == "syntax-error"}
     if unread:
         # Squawk says nothing more about a text of which it can't read a part.
@@ -219,7 +221,7 @@ def findings(statements: Sequence[Statement], revision: Revision) -> list[Findin
         return [*rest, *(_unreadable(statements[index], revision) for index in sorted(unread))]
     new = _created(statements)
     return [
-        _finding(violation, statements[index], revision)
+        _finding(rule, violation, statements[index], revision)
         for (index, rule), violation in seen.items()
         if rule in RULES
         and not (rule == "constraint-missing-not-valid" and any((index, better) in seen for better in ITS_BETTERS))
@@ -249,7 +251,8 @@ def plan_as_json(plan: Plan, sizes: Mapping[str, Size]) -> list[dict[str, Any]]:
         plan: what to tell.
         sizes: of the tables, as far as they are known.
     """
-    unknown = Size(None, None)  # type: ignore[arg-type]
+    known = {table: size._asdict() for table, size in sizes.items()}
+    unknown = {"rows": None, "bytes": None}
     return [
         {
             "revision": one.revision.revision,
@@ -258,7 +261,7 @@ def plan_as_json(plan: Plan, sizes: Mapping[str, Size]) -> list[dict[str, Any]]:
                 {
                     "sql": statement.sql,
                     "line": statement.line,
-                    "locks": [lock._asdict() | sizes.get(lock.table, unknown)._asdict() for lock in taken],
+                    "locks": [lock._asdict() | known.get(lock.table, unknown) for lock in taken],
                 }
                 for statement, taken in one.statements
             ],
@@ -335,7 +338,9 @@ def _marks(path: Path) -> Iterator[_Mark]:
     """The marks in a file; one belongs to the statement that it stands in, or that comes next."""
     comments: list[tuple[int, re.Match[str]]] = []
     first = 0
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+    with tokenize.open(path) as file:
+        tokens = list(tokenize.generate_tokens(file.readline))
+    for token in tokens:
         if token.type == tokenize.COMMENT:
             mark = re.fullmatch(
                 r"#\s*safe:\s*([\w-]+(?:\s*,\s*[\w-]+)*)?(?:\s+[-\u2013\u2014]\s*|\s*$)(.*)", token.string
@@ -393,9 +398,12 @@ def _squawk(sql: str) -> list[dict[str, Any]]:
     program = shutil.which("squawk", path=str(Path(sys.executable).parent)) or shutil.which("squawk")
     if not program:
         raise SquawkMissingError
-    # Alembic runs a revision in a transaction; what an autocommit block ends and begins is in the SQL.
+    # Alembic runs a revision in a transaction; what an autocommit block ends and begins is in the SQL. Squawk takes a
+    # lone statement for one without a transaction, so there is another: as in truth, for the version table.
     options = ["--reporter", "json", "--assume-in-transaction", "--pg-version", PG_VERSION]
-    done = subprocess.run([program, *options], input=sql, capture_output=True, encoding="utf-8", check=False)
+    done = subprocess.run(
+        [program, *options], input=f"{sql}SELECT 1;", capture_output=True, encoding="utf-8", check=False
+    )
     try:
         return list(json.loads(done.stdout))
     except ValueError:
@@ -410,8 +418,7 @@ def _unreadable(statement: Statement, revision: Revision) -> Finding:
     return Finding("syntax-error", revision.revision, statement.file, statement.line, sentence, instead)
 
 
-def _finding(violation: Mapping[str, Any], statement: Statement, revision: Revision) -> Finding:
-    rule = violation["rule_name"]
+def _finding(rule: str, violation: Mapping[str, Any], statement: Statement, revision: Revision) -> Finding:
     sentence, instead = violation["message"], violation["help"] or f"{LATER} is in use, and mark it"
     plain, blanked = flat(statement.sql)
     for advice in RULES[rule]:

@@ -341,14 +341,6 @@ def test_help_tells_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     assert [int(line.split()[0]) for line in told if line] == list(ExitCode)
 
 
-@pytest.mark.parametrize("command", ["upgrade", "status", "downgrade"])
-def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main([command, "--help"])
-    assert ended.value.code == 0
-    assert f"example: python -m migration_runner {command}" in capsys.readouterr().out
-
-
 def on_a_terminal(*arguments: str, url: str) -> tuple[int, str]:
     """The exit code of a run, and what a person sees of it."""
     ours, theirs = pty.openpty()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -37,14 +38,15 @@ from migration_runner.safety import (
 from tests.conftest import Database
 from tests.migration_runner.conftest import ROOT, Project, revision
 
-RENAME = ROOT / "migrations/versions/49871d03964c_rename_name_to_sku.py"
+RENAME = "49871d03964c_rename_name_to_sku.py"
 BACK = "op.execute('SELECT 1')"
 # From the weakest to the strongest; ACCESS SHARE, which every read takes, is not told.
 MODES = list(BLOCKS)
 
 SCHEMA = """
     CREATE TABLE parent (id int PRIMARY KEY, name text);
-    CREATE TABLE child (id int, parent int CONSTRAINT child_parent REFERENCES parent, CONSTRAINT positive CHECK (id > 0));
+    CREATE TABLE child (id int, parent int CONSTRAINT child_parent REFERENCES parent);
+    ALTER TABLE child ADD CONSTRAINT positive CHECK (id > 0);
     ALTER TABLE child ADD CONSTRAINT checked CHECK (id < 9) NOT VALID;
     ALTER TABLE child ADD CONSTRAINT child_other FOREIGN KEY (id) REFERENCES parent NOT VALID;
     CREATE TABLE "Odd; name" (id int);
@@ -119,13 +121,13 @@ ACCESS, WRITES, SHARED = "ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDAT
         ("ALTER TABLE t ADD CONSTRAINT c CHECK (a > 0) NOT VALID", {"t": ACCESS}, {}),
         ("ALTER TABLE t ADD CONSTRAINT u UNIQUE USING INDEX t_a", {"t": ACCESS}, {}),
         ("ALTER TABLE t ADD FOREIGN KEY (a) REFERENCES parent (id)", {"t": WRITES, "parent": WRITES}, {}),
-        ("ALTER TABLE t ADD CONSTRAINT f FOREIGN KEY(a) REFERENCES parent NOT VALID", {"t": WRITES, "parent": WRITES}, {}),
+        ("ALTER TABLE t ADD CONSTRAINT f FOREIGN KEY(a) REFERENCES parent", {"t": WRITES, "parent": WRITES}, {}),
         ("ALTER TABLE t ADD COLUMN c int REFERENCES parent", {"t": ACCESS, "parent": WRITES}, {}),
         ("ALTER TABLE child VALIDATE CONSTRAINT checked", {"child": SHARED}, {}),
         ("ALTER TABLE child VALIDATE CONSTRAINT child_other", {"child": SHARED}, {"parent": "ROW SHARE"}),
         ("ALTER TABLE child DROP CONSTRAINT positive", {"child": ACCESS}, {}),
         ("ALTER TABLE child DROP CONSTRAINT child_parent", {"child": ACCESS}, {"parent": ACCESS}),
-        ("ALTER TABLE parts ATTACH PARTITION loose FOR VALUES FROM (9) TO (19)", {"parts": SHARED, "loose": ACCESS}, {}),
+        ("ALTER TABLE parts ATTACH PARTITION loose DEFAULT", {"parts": SHARED, "loose": ACCESS}, {}),
         ("ALTER TABLE parts DETACH PARTITION part", {"parts": ACCESS, "part": ACCESS}, {}),
         ('ALTER TABLE "Odd; name" RENAME id TO "to"', {'"Odd; name"': ACCESS}, {}),
         ("ALTER INDEX t_a RENAME TO t_b", {"t_a": SHARED}, {}),
@@ -133,7 +135,7 @@ ACCESS, WRITES, SHARED = "ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDAT
         ("CREATE TABLE n (id int CHECK (id > 0))", {}, {}),
         ("CREATE TABLE n (id int REFERENCES parent, FOREIGN KEY (id) REFERENCES parent)", {"parent": WRITES}, {}),
         ("CREATE TABLE n PARTITION OF parts FOR VALUES FROM (20) TO (30)", {"parts": ACCESS}, {}),
-        ("CREATE TABLE n (b int) INHERITS (t, loose)", {"t": SHARED, "loose": SHARED}, {}),
+        ("CREATE TABLE n (c int) INHERITS (t, loose)", {"t": SHARED, "loose": SHARED}, {}),
         ("CREATE UNIQUE INDEX i ON t (lower(b)) WHERE b <> ' ON child '", {"t": "SHARE"}, {}),
         ("CREATE INDEX IF NOT EXISTS i ON ONLY t USING btree (a)", {"t": "SHARE"}, {}),
         ("DROP INDEX t_a", {"t_a": ACCESS}, {"t": ACCESS}),
@@ -154,7 +156,7 @@ ACCESS, WRITES, SHARED = "ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDAT
         ("CLUSTER t USING t_a", {"t": ACCESS}, {}),
         ("COMMENT ON TABLE t IS 'DROP TABLE child'", {"t": SHARED}, {}),
         ("COMMENT ON COLUMN public.t.a IS 'it''s'", {"public.t": SHARED}, {}),
-        ("INSERT INTO t VALUES (1, 2, 'UPDATE child SET') ON CONFLICT (a) DO UPDATE SET b = 'x'", {"t": "ROW EXCLUSIVE"}, {}),
+        ("INSERT INTO t VALUES (1, 2, 'UPDATE x') ON CONFLICT (a) DO UPDATE SET b = ''", {"t": "ROW EXCLUSIVE"}, {}),
         ("UPDATE /* the others; */ ONLY t -- all\n SET a = loose.id FROM loose", {"t": "ROW EXCLUSIVE"}, {}),
         ("DELETE FROM t WHERE a IN (SELECT id FROM loose)", {"t": "ROW EXCLUSIVE"}, {}),
         (
@@ -166,7 +168,7 @@ ACCESS, WRITES, SHARED = "ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDAT
         ("ALTER TYPE mood ADD VALUE 'sad'", {}, {}),
         ("CREATE VIEW v AS SELECT * FROM t", {}, {}),
         ("SELECT a FROM t", {}, {}),
-        ("CREATE FUNCTION f() RETURNS void LANGUAGE sql AS $x$ DELETE FROM t; $x$", {}, {}),
+        ("CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS $x$ BEGIN DELETE FROM t; END $x$", {}, {}),
     ],
 )  # fmt: skip
 def test_the_locks_that_are_told_are_those_that_postgresql_takes(
@@ -190,7 +192,7 @@ def test_the_locks_that_are_told_are_those_that_postgresql_takes(
     ("sql", "undo", "expected", "untold"),
     [
         ("CREATE INDEX CONCURRENTLY i ON t (b)", "DROP INDEX IF EXISTS i", {"t": SHARED}, {}),
-        ("DROP INDEX CONCURRENTLY t_a", "CREATE UNIQUE INDEX IF NOT EXISTS t_a ON t (a)", {"t_a": SHARED}, {"t": SHARED}),
+        ("DROP INDEX CONCURRENTLY t_a", "CREATE UNIQUE INDEX t_a ON t (a)", {"t_a": SHARED}, {"t": SHARED}),
         ("REINDEX TABLE CONCURRENTLY t", "SELECT 1", {"t": SHARED}, {}),
     ],
 )  # fmt: skip
@@ -206,7 +208,7 @@ def test_what_runs_concurrently_lets_writers_in(
         # when it waits
         running = threading.Thread(target=run_in, args=[builder, sql])
         running.start()
-        waiting = f"SELECT FROM pg_locks WHERE pid = {builder.info.backend_pid} AND NOT granted"
+        waiting = f"SELECT 1 FROM pg_locks WHERE pid = {builder.info.backend_pid} AND NOT granted"
         deadline = time.monotonic() + 10
         while not schema.rows(waiting) and time.monotonic() < deadline:
             time.sleep(0.02)
@@ -248,7 +250,9 @@ def test_sizes_are_those_of_postgresql_and_a_table_that_is_not_there_has_none(sc
     ],
 )
 def test_a_text_is_split_where_postgresql_splits_it(text: str, statements: list[str] | None) -> None:
-    assert split(text) == (statements if statements is not None else [text.removesuffix("; -- the end").removesuffix(";")])
+    assert split(text) == (
+        statements if statements is not None else [text.removesuffix("; -- the end").removesuffix(";")]
+    )
 
 
 def config(project: Project) -> Path:
@@ -263,8 +267,19 @@ def indented(code: str) -> str:
     return f"{code}\npass".replace("\n", "\n    ")
 
 
-def test_the_rename_of_this_project_is_found_with_its_lines_and_its_names() -> None:
-    found = [one for one in check(ROOT / "alembic.ini") if one.file == RENAME]
+@pytest.fixture
+def unmarked(tmp_path: Path) -> Path:
+    """This repository's project, as it would be if nobody had marked anything as safe."""
+    shutil.copy(ROOT / "alembic.ini", tmp_path)
+    shutil.copytree(ROOT / "migrations", tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    for file in (tmp_path / "migrations" / "versions").glob("*.py"):
+        lines = file.read_text().splitlines(keepends=True)
+        file.write_text("".join(line for line in lines if "# safe:" not in line))
+    return tmp_path / "alembic.ini"
+
+
+def test_the_rename_of_this_project_is_found_with_its_lines_and_its_names(unmarked: Path) -> None:
+    found = [one for one in check(unmarked) if one.file.name == RENAME]
     assert [(one.rule, one.revision, one.line) for one in found] == [
         ("renaming-column", "49871d03964c", 19),
         ("renaming-column", "49871d03964c", 20),
@@ -276,7 +291,8 @@ def test_the_rename_of_this_project_is_found_with_its_lines_and_its_names() -> N
 TABLES = (
     "CREATE TABLE items (id bigint, sku varchar(20), n int DEFAULT 1); CREATE INDEX items_n ON items (n);"
     " INSERT INTO items (id, sku) SELECT i, i FROM generate_series(1, 9) i;"
-    ' CREATE TABLE "Odd" ("Col" int, other int); CREATE TABLE makers (id bigint PRIMARY KEY)'
+    ' CREATE TABLE "Odd" ("Col" int, other int); CREATE TABLE makers (id bigint PRIMARY KEY);'
+    " INSERT INTO makers SELECT id FROM items"
 )
 HAZARDS = [
     ("require-concurrent-index-creation", 'op.create_index("ix", "items", ["id", "sku"])'),
@@ -289,14 +305,20 @@ HAZARDS = [
     ),
     ("require-concurrent-reindex", 'op.execute("REINDEX TABLE items")'),
     ("adding-foreign-key-constraint", 'op.create_foreign_key("fk", "items", "makers", ["id"], ["id"])'),
-    ("adding-foreign-key-constraint", 'op.create_foreign_key("fk", "items", "makers", ["id"], ["id"], ondelete="CASCADE")'),
-    ("constraint-missing-not-valid", "op.create_check_constraint(\"ck\", \"items\", \"sku <> '' AND (n > 0)\")"),
+    (
+        "adding-foreign-key-constraint",
+        'op.create_foreign_key("fk", "items", "makers", ["id"], ["id"], ondelete="CASCADE")',
+    ),
+    ("constraint-missing-not-valid", 'op.create_check_constraint("ck", "items", "sku <> \'\' AND (n > 0)")'),
     ("disallowed-unique-constraint", 'op.create_unique_constraint("uq", "items", ["id", "sku"])'),
     ("adding-serial-primary-key-field", 'op.create_primary_key("pk", "items", ["id"])'),
     ("adding-not-nullable-field", 'op.alter_column("items", "sku", nullable=False)'),
     ("adding-not-nullable-field", 'op.alter_column("Odd", "Col", nullable=False, schema="public")'),
     ("adding-required-field", 'op.execute("ALTER TABLE items ADD COLUMN price numeric(10, 2) NOT NULL")'),
-    ("adding-field-with-default", 'op.execute("ALTER TABLE items ADD COLUMN token uuid DEFAULT gen_random_uuid() NOT NULL")'),
+    (
+        "adding-field-with-default",
+        'op.execute("ALTER TABLE items ADD COLUMN token uuid DEFAULT gen_random_uuid() NOT NULL")',
+    ),
     ("changing-column-type", 'op.execute("ALTER TABLE items ALTER COLUMN n TYPE bigint")'),
     ("renaming-column", 'op.alter_column("items", "sku", new_column_name="code")'),
     ("renaming-column", 'op.alter_column("Odd", "Col", new_column_name="Row", schema="public")'),
@@ -304,7 +326,7 @@ HAZARDS = [
     ("ban-drop-column", 'op.drop_column("items", "sku")'),
     ("ban-drop-table", 'op.drop_table("Odd", schema="public")'),
     ("ban-drop-default", 'op.alter_column("items", "n", server_default=None)'),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("rule", "hazard"), HAZARDS)
@@ -317,14 +339,17 @@ def test_what_is_unsafe_is_found_and_its_advice_is_safe_and_runs(
     [finding] = check(config(project))
     assert (finding.rule, finding.revision, finding.line) == (rule, "bbbb", 10)
     # when the advice is followed instead
-    steps = [part for part in finding.instead.split("# next revision")]
-    for index, code in enumerate(steps):
-        project.write(f"bbbb{index or ''}", f"bbbb{index - 1 or ''}" if index else "aaaa", indented(f"#{code}"), BACK)
+    parent = "aaaa"
+    for step, code in zip(["bbbb", "cccc", "dddd"], finding.instead.split("# next revision")):  # noqa: B905
+        project.write(step, parent, indented(f"# now\n{code}" if step == "bbbb" else f"# now{code}"), BACK)
+        parent = step
     # then nothing is unsafe any more
     assert check(config(project)) == []
     # and PostgreSQL takes each step
     alembic = Config(str(config(project)))
-    alembic.set_main_option("sqlalchemy.url", database.url.replace("postgresql", "postgresql+psycopg2").replace("%", "%%"))
+    alembic.set_main_option(
+        "sqlalchemy.url", database.url.replace("postgresql", "postgresql+psycopg2").replace("%", "%%")
+    )
     for one in reversed(read_revisions(config(project))):
         command.upgrade(alembic, one.revision)
 
@@ -333,7 +358,11 @@ def test_what_is_unsafe_is_found_and_its_advice_is_safe_and_runs(
     ("rule", "sql", "words"),
     [
         ("require-concurrent-partition-detach", "ALTER TABLE p DETACH PARTITION q", "q waits for every query on p"),
-        ("constraint-missing-not-valid", "ALTER TABLE t ADD CONSTRAINT x EXCLUDE USING gist (a WITH =)", "of t until its"),
+        (
+            "constraint-missing-not-valid",
+            "ALTER TABLE t ADD CONSTRAINT x EXCLUDE USING gist (a WITH =)",
+            "of t until its",
+        ),
         ("adding-field-with-default", "ALTER TABLE t ADD COLUMN c bigserial", "t is rewritten"),
         ("ban-drop-schema", "DROP SCHEMA s", "Dropping a schema"),
         ("ban-truncate-cascade", "TRUNCATE t CASCADE", "CASCADE"),
@@ -361,10 +390,19 @@ def test_style_is_not_unsafe(sql: str) -> None:
     assert findings([statement(sql)], revision("aaaa")) == []
 
 
+@pytest.mark.parametrize("odd", ["FOO BAR", "SELECT 'x", "SELECT ("])
+def test_a_statement_that_squawk_can_not_read_hides_no_other(odd: str) -> None:
+    found = findings([statement("DROP TABLE t"), statement(odd)], revision("aaaa"))
+    assert rules(found) == ["ban-drop-table", "syntax-error"]
+
+
 def test_validating_in_the_transaction_that_adds_is_unsafe() -> None:
     texts = ["ALTER TABLE t ADD CONSTRAINT c CHECK (a > 0) NOT VALID", "ALTER TABLE t VALIDATE CONSTRAINT c"]
     [finding] = findings([statement(text) for text in texts], revision("aaaa"))
-    assert (finding.rule, "c is held until every row of t" in finding.sentence) == ("constraint-missing-not-valid", True)
+    assert (finding.rule, "c is held until every row of t" in finding.sentence) == (
+        "constraint-missing-not-valid",
+        True,
+    )
 
 
 def test_a_table_that_the_revision_makes_is_not_in_use_yet(project: Project) -> None:
@@ -406,16 +444,19 @@ def test_each_statement_has_the_line_of_the_call_in_the_revision_file(project: P
     assert script.stopped is None
 
 
-@pytest.mark.parametrize("template", ["generic", "async", "pyproject"])
-def test_every_env_py_that_alembic_writes_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str) -> None:
+@pytest.mark.parametrize("template", ["generic", "pyproject"])
+def test_every_env_py_that_alembic_writes_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with (tmp_path / "said").open("w") as said:
         command.init(Config(str(tmp_path / "alembic.ini"), toml_file=str(tmp_path / "pyproject.toml"), stdout=said),
                      str(tmp_path / "migrations"), template=template)  # fmt: skip
+    ini = tmp_path / "alembic.ini"
     if template == "pyproject":
-        (tmp_path / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/migrations\n")
+        ini.write_text(ini.read_text().replace("[alembic]", "[alembic]\nscript_location = %(here)s/migrations"))
     Project(tmp_path).write("aaaa", None, 'op.drop_table("t")', BACK)
-    assert rules(check(tmp_path / "alembic.ini")) == ["ban-drop-table"]
+    assert rules(check(ini)) == ["ban-drop-table"]
 
 
 @pytest.mark.parametrize(
@@ -475,7 +516,9 @@ def test_a_broken_chain_is_told_as_everywhere(project: Project) -> None:
         ("pass", "pass", []),
     ],
 )
-def test_a_way_back_that_does_nothing_is_found(project: Project, upgrade: str, downgrade: str, expected: list[str]) -> None:
+def test_a_way_back_that_does_nothing_is_found(
+    project: Project, upgrade: str, downgrade: str, expected: list[str]
+) -> None:
     project.write("aaaa", None, upgrade, downgrade)
     assert rules(check(config(project))) == expected
 
@@ -483,9 +526,10 @@ def test_a_way_back_that_does_nothing_is_found(project: Project, upgrade: str, d
 @pytest.mark.parametrize("name", ["upgrade", "downgrade"])
 def test_a_direction_that_is_missing_is_found(project: Project, name: str) -> None:
     path = project.write("aaaa", None, BACK, BACK)
-    path.write_text(path.read_text().replace(f"def {name}(", f"def {name}_(" ))  # fmt: skip
+    path.write_text(path.read_text().replace(f"def {name}(", f"def {name}_("))
     [finding] = check(config(project))
-    assert (finding.rule, finding.sentence) == ("missing-direction", f"There is no {name}(), so Alembic can't {name} through aaaa.")  # fmt: skip
+    assert finding.rule == "missing-direction"
+    assert finding.sentence == f"There is no {name}(), so Alembic can't {name} through aaaa."
 
 
 def test_a_revision_can_be_marked_as_irreversible(project: Project) -> None:
@@ -537,6 +581,10 @@ def no_squawk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
 
 
+def test_the_revisions_of_this_repository_have_no_findings() -> None:
+    assert check(ROOT / "alembic.ini") == []
+
+
 @pytest.mark.usefixtures("no_squawk")
 def test_without_squawk_check_says_what_to_install_and_plan_goes_on() -> None:
     with pytest.raises(SquawkMissingError) as refused:
@@ -548,9 +596,9 @@ def test_without_squawk_check_says_what_to_install_and_plan_goes_on() -> None:
     assert "renaming-column" not in shown
 
 
-def test_a_plan_shows_the_sql_with_locks_sizes_and_dangers(database: Database) -> None:
+def test_a_plan_shows_the_sql_with_locks_sizes_and_dangers(database: Database, unmarked: Path) -> None:
     database.rows("CREATE TABLE parent_items (id int PRIMARY KEY)")
-    planned = plan(ROOT / "alembic.ini", read_revisions(ROOT / "alembic.ini")[:1])
+    planned = plan(unmarked, read_revisions(unmarked)[:1])
     assert tables(planned) == {"parent_items", "child_items"}
     with closing(database.connect()) as connection:
         measured = sizes(connection, tables(planned))
@@ -572,9 +620,9 @@ def test_a_plan_shows_the_sql_with_locks_sizes_and_dangers(database: Database) -
     assert [one["line"] for one in machine["findings"]] == [19, 20]
 
 
-def test_a_check_tells_file_line_danger_and_what_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    found = check(ROOT / "alembic.ini")
+def test_a_check_tells_file_line_danger_and_what_to_write(monkeypatch: pytest.MonkeyPatch, unmarked: Path) -> None:
+    monkeypatch.chdir(unmarked.parent)
+    found = check(Path("alembic.ini"))
     shown = render_check(found)
     assert shown.startswith("migrations/versions/49871d03964c_rename_name_to_sku.py:19: renaming-column\n  Each query")
     assert "# safe: renaming-column - the reason" in shown

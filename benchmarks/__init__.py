@@ -1,0 +1,1 @@
+"""How fast the migration runner is, next to its peers."""

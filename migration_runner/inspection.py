@@ -1,0 +1,150 @@
+"""The commands that change nothing: status, plan, history and check."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from migration_runner.errors import ExitCode, RunError, wrong_use
+from migration_runner.guard import Guard
+from migration_runner.ledger import Ledger
+from migration_runner.report import BASE, Report, shown
+from migration_runner.revisions import Revision, RevisionError, head, lineage
+
+
+def status(
+    guard: Guard, version_table: str, revisions: Sequence[Revision], current: Collection[str], report: Report
+) -> None:
+    """Show where the schema is, who migrates it now, and which applied files were edited since.
+
+    Args:
+        guard: the runner's connection.
+        version_table: its schema and name.
+        revisions: the image's, newest first.
+        current: what the version table holds.
+        report: gets the table.
+
+    Raises:
+        RunError: revisions are pending.
+    """
+    pending = pending_of(revisions, current)
+    found = Ledger(guard, version_table).differences(revisions, lineage(revisions, current))
+    holder = guard.holder(version_table)
+    edited = [one.path.name for one in found.edited]
+    rows = [
+        ("current", shown(current) or BASE),
+        ("head", head(revisions)),
+        ("pending", str(len(pending))),
+        *((f"  {one.revision}", one.message) for one in pending),
+        ("lock", holder or "free"),
+        ("edited", ", ".join(edited) or "none"),
+    ]
+    report.event(
+        "migration.status",
+        _table(rows),
+        current=sorted(current),
+        head=head(revisions),
+        pending=[{"revision": one.revision, "message": one.message} for one in pending],
+        lock_holder=holder,
+        edited=edited,
+    )
+    if pending:
+        raise RunError(
+            f"Revisions are pending: {', '.join(one.revision for one in pending)}.",
+            exit_code=ExitCode.FAILED,
+            kind="RevisionsPending",
+            hint="Apply them with: python -m migration_runner upgrade",
+        )
+
+
+def history(
+    revisions: Sequence[Revision], ledger: Ledger | None, current: Collection[str] | None, report: Report
+) -> None:
+    """List the revisions, newest first, with what the database knows of each.
+
+    Args:
+        revisions: the image's, newest first.
+        ledger: says when each was applied; None without a database.
+        current: what the version table holds; None without a database.
+        report: gets a line for each.
+    """
+    applied = ledger.applied_at() if ledger else {}
+    been = lineage(revisions, current or ())
+    for one in revisions:
+        parents = ", ".join(one.down_revisions) or BASE
+        when = applied.get(one.revision)
+        state = None if current is None else "applied" if one.revision in been else "pending"
+        told = f"{state} {when:%Y-%m-%d %H:%M:%S %Z}" if state and when else state or ""
+        mark = " (head)" if one is revisions[0] else ""
+        report.event(
+            "migration.revision_known",
+            f"{parents} -> {one.revision}{mark}  {one.message}{f'  {told}' if told else ''}",
+            revision=one.revision,
+            parents=list(one.down_revisions),
+            message=one.message,
+            phase=one.phase,
+            checksum=one.checksum,
+            state=state,
+            applied_at=when.isoformat() if when else None,
+        )
+
+
+def plan(config: Path, pending: Sequence[Revision], guard: Guard | None, report: Report) -> None:
+    """Show what each pending revision will do: its SQL, its locks, and what is unsafe about it.
+
+    Args:
+        config: the project's ``alembic.ini``.
+        pending: in the order of the upgrade.
+        guard: tells how large the tables are; None without a database.
+        report: gets the plan.
+
+    Raises:
+        RunError: ``env.py`` can't work offline.
+    """
+    from migration_runner import safety
+
+    planned = safety.plan(config, pending)
+    sizes = safety.sizes(guard.own, safety.tables(planned)) if guard else {}
+    report.event(
+        "migration.plan",
+        safety.render_plan(planned, sizes).rstrip(),
+        revisions=safety.plan_as_json(planned, sizes),
+        note=planned.note,
+    )
+
+
+def check(config: Path, report: Report) -> None:
+    """Look for what is wrong or unsafe in the revision files; needs no database.
+
+    Args:
+        config: the project's ``alembic.ini``.
+        report: gets the findings.
+
+    Raises:
+        RunError: there is something; or squawk is not installed, or the chain is broken.
+    """
+    from migration_runner import safety
+
+    try:
+        found = safety.check(config)
+    except RevisionError as error:
+        raise wrong_use("RevisionError", str(error)) from None
+    report.event("migration.findings", safety.render_check(found).rstrip(), findings=[*map(safety.as_json, found)])
+    if found:
+        raise RunError(
+            f"There is something to mend in {' and '.join(sorted({one.file.name for one in found}))}.",
+            exit_code=ExitCode.FAILED,
+            kind="UnsafeRevisions",
+            hint="Write it the safe way, or mark it in the file with: # safe: RULE - why",
+        )
+
+
+def pending_of(revisions: Sequence[Revision], current: Collection[str]) -> list[Revision]:
+    """What is still to be applied, in that order."""
+    been = lineage(revisions, current)
+    return [one for one in reversed(revisions) if one.revision not in been]
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
