@@ -20,8 +20,9 @@ from migration_runner.errors import ExitCode, RunError
 from migration_runner.report import Report
 
 DRIVER = "postgresql+psycopg2"
-# The server ended the session: shutdown, crash, failover, timeouts of idle sessions.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
+LOCK_NOT_AVAILABLE = "55P03"
+# The server ended the session: shutdown, crash, failover, timeouts of idle sessions.
 SESSION_ENDED = re.compile(r"08...|57P0[1235]|25P0[34]")
 
 
@@ -33,16 +34,14 @@ def sqlalchemy_url(parameters: Mapping[str, str], driver: str = DRIVER) -> URL:
         driver: SQLAlchemy's name of dialect and driver.
     """
     others = dict(parameters)
-    user, password, database = (others.pop(name, None) for name in ("user", "password", "dbname"))
-    host, port = others.pop("host", None), others.pop("port", None)
-    if "," in (host or ""):
-        # SQLAlchemy's way of several hosts.
-        hosts = (host or "").split(",")
-        ports = (port or "5432").split(",")
-        ports = ports * len(hosts) if len(ports) == 1 else ports
-        addresses = tuple(f"{one}:{at}" for one, at in zip(hosts, ports, strict=True))
-        return URL.create(driver, user, password, database=database, query={**others, "host": addresses})
-    return URL.create(driver, user, password, host, int(port) if port else None, database, others)
+    user, database = others.pop("user", None), others.pop("dbname", None)
+    # Without a user, who then is PGUSER, SQLAlchemy would drop the password.
+    password = others.pop("password", None) if user else None
+    if re.fullmatch("[A-Za-z0-9._:-]*", others.get("host", "")) and "," not in others.get("port", ""):
+        host, port = others.pop("host", None), others.pop("port", None)
+        return URL.create(driver, user, password, host, int(port) if port else None, database, others)
+    # Several hosts, or a socket's folder: the query holds whatever libpq takes.
+    return URL.create(driver, user, password, database=database, query=others)
 
 
 def connect(parameters: Mapping[str, str], timeout: int) -> connection:
@@ -167,7 +166,7 @@ def database_failure(error: BaseException, revision: str | None) -> RunError | N
         return None
     return RunError(
         diagnosis.message_primary,
-        exit_code=ExitCode.FAILED,
+        exit_code=ExitCode.LOCKED if sqlstate == LOCK_NOT_AVAILABLE else ExitCode.FAILED,
         kind=type(cause).__name__,
         sqlstate=sqlstate,
         revision=revision,

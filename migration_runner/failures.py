@@ -46,6 +46,8 @@ def failure(error: BaseException, revision: str | None = None, files: Iterable[s
         case ModuleNotFoundError(name=str(module)):
             importer = Path(frames[-1].filename).name
             message = f"{importer}, line {frames[-1].lineno} imports {module}, but there is no such module."
+        case ImportError(__cause__=ModuleNotFoundError(name=str(module))):
+            message = f"{Path(frame.filename).name}, line {frame.lineno} needs {module}, but there is no such module."
     alembics = isinstance(error, CommandError) and Path(frames[-1].filename).is_relative_to(
         Path(alembic.__file__).parent
     )

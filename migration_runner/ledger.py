@@ -37,10 +37,7 @@ AGAIN = (
     "ON CONFLICT (version_table, revision) DO UPDATE SET checksum = excluded.checksum, applied_at = excluded.applied_at"
 )
 ADD = f"INSERT INTO migration_runner.applied (version_table, revision, checksum) VALUES (%s, %s, %s) {AGAIN}"  # noqa: S608
-ADD_IF_MOVED = (
-    "INSERT INTO migration_runner.applied (version_table, revision, checksum) "
-    f"SELECT %s, %s, %s WHERE EXISTS (SELECT FROM moved) {AGAIN}"
-)
+ADD_IF_MOVED = ADD.replace("VALUES (%s, %s, %s)", "SELECT %s, %s, %s WHERE EXISTS (SELECT FROM moved)")
 REMOVE = "DELETE FROM migration_runner.applied WHERE version_table = %s AND revision = %s"
 # An index that is built outside of its revision's transaction may be there although the revision is not applied.
 BUILDING = """

@@ -31,7 +31,7 @@ from alembic.util import load_python_file
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
-from migration_runner.database import DRIVER, sqlalchemy_url
+from migration_runner.database import DRIVER, LOCK_NOT_AVAILABLE, sqlalchemy_url
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.failures import failure
 from migration_runner.guard import DATABASE, Guard
@@ -45,7 +45,7 @@ from migration_runner.stop import Stop
 # SQLAlchemy needs another driver for an env.py that is asynchronous.
 ASYNC_DRIVER = "postgresql+psycopg"
 LOCK_TIMEOUT = "100ms"
-LOCK_NOT_AVAILABLE, DEADLOCK = "55P03", "40P01"
+DEADLOCK = "40P01"
 LONGEST_PAUSE = 5.0
 CONNECT_SECONDS = 10
 SAMPLE_SECONDS = 0.03
@@ -187,6 +187,7 @@ class Project:
         self._step: Step | None = None
         self._locking = False
         self.environment = Environment()
+        self.half_done: str | None = None
         self.finished: list[str] = []
 
     def look(self) -> tuple[str, ...]:
@@ -419,6 +420,7 @@ class Project:
             duration_ms=took,
         )
         self.finished.append(revision.revision)
+        self.half_done = None
         self._step = None
 
     def _patiently(self, migrate: Callable[..., None], context: MigrationContext, step: Step) -> Callable[..., None]:
@@ -438,7 +440,7 @@ class Project:
                     with sampler.sampling() if attempt > 1 else _nothing():
                         migrate(**arguments)
                     break
-                except DBAPIError as error:
+                except Exception as error:
                     step.inside = False
                     told = failure(error, revision.revision, self._files)
                     if told.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK) or step.committed or self._stop.signal:
@@ -528,6 +530,7 @@ class Project:
         def autocommit_block(context: MigrationContext) -> Iterator[None]:
             if self._step:
                 self._step.committed = True
+                self.half_done = self._step.revision.revision
             with original(context):
                 connection = context.connection
                 if connection is not None:

@@ -349,9 +349,11 @@ def _read(path: Path) -> Revision:
     if "revision" not in values or "down_revision" not in values:
         missing = "down_revision" if "revision" in values else "revision"
         raise RevisionError(f"{path} does not set {missing}: is it a revision file?")
-    ids = _strings(path, "revision", values["revision"])
-    if len(ids) != 1 or not ids[0]:
+    id_ = _text(path, "revision", values["revision"])
+    if not id_:
         raise RevisionError(f"revision in {path} must be one id, as a string.")
+    if re.search("[@+-]", id_):
+        raise RevisionError(f"revision in {path} is {id_!r}, but Alembic allows no @, + or - in an id.")
     phase, lock_timeout = (_text(path, name, values.get(name)) for name in ("phase", "lock_timeout"))
     if phase not in (None, "expand", "contract"):
         raise RevisionError(f"phase in {path} is {phase!r}, but must be 'expand' or 'contract'.")
@@ -360,10 +362,10 @@ def _read(path: Path) -> Revision:
     labels = _strings(path, "branch_labels", values.get("branch_labels"))
     docstring = (ast.get_docstring(module) or "").strip()
     return Revision(
-        revision=ids[0],
+        revision=id_,
         down_revisions=_strings(path, "down_revision", values["down_revision"]),
         depends_on=_strings(path, "depends_on", values.get("depends_on")),
-        message=docstring.partition("\n")[0] or path.stem.removeprefix(f"{ids[0]}_").replace("_", " "),
+        message=docstring.partition("\n")[0] or path.stem.removeprefix(f"{id_}_").replace("_", " "),
         checksum=hashlib.sha256(content).hexdigest(),
         file=str(path),
         branch_labels=labels,
@@ -398,7 +400,7 @@ def _strings(path: Path, name: str, value: ast.expr | None) -> tuple[str, ...]:
 def _text(path: Path, name: str, value: ast.expr | None) -> str | None:
     """One string or None."""
     texts = _strings(path, name, value)
-    if len(texts) > 1:
+    if texts and not isinstance(value, ast.Constant):
         raise RevisionError(f"{name} in {path} must be one string.")
     return texts[0] if texts else None
 
@@ -415,7 +417,12 @@ def _resolved(read: list[Revision]) -> dict[str, Revision]:
         twin = revisions.setdefault(one.revision, one)
         if twin is not one:
             raise RevisionError(f"{twin.path} and {one.path} have the same revision id, {twin.revision}.")
-    labels = {label: one.revision for one in read for label in one.branch_labels}
+    labels: dict[str, str] = {}
+    for one in read:
+        for label in one.branch_labels:
+            if label in labels or label in revisions:
+                raise RevisionError(f"{one.path} has the branch label {label}, but another revision has this name.")
+            labels[label] = one.revision
     for key, revision in revisions.items():
         revisions[key] = replace(revision, depends_on=tuple(labels.get(one, one) for one in revision.depends_on))
     for revision in revisions.values():

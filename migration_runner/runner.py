@@ -78,19 +78,20 @@ def run(request: Request, environment: Mapping[str, str], report: Report) -> Exi
     """
     result, stop = Result(request.command), Stop()
     one = Run(request, environment, report, result, stop)
-    try:
-        with stop.listening():
+    with stop.listening():
+        # The signal that stops the run is raised once, wherever that may be.
+        try:
             try:
                 one.carry_out()
             except RunError as error:
                 result.error = error
             except (Exception, SystemExit) as error:
                 result.error = failure(error)
-            one.end()
-    except KeyboardInterrupt:
-        with suppress(KeyboardInterrupt):
-            one.end()
-    report.result(result)
+            stop.finish()
+        except KeyboardInterrupt:
+            pass
+        one.end()
+        report.result(result)
     return result.exit_code
 
 
@@ -148,7 +149,7 @@ class Run:
                 self._migrate(self._project, self._guard)
 
     def end(self) -> None:
-        """Say that the run was told to stop, if it was, and what of it is left."""
+        """Say that the run was told to stop, if it was before it had come to its end, and what of it is left."""
         told = self._stop.signal
         if told is None:
             return
@@ -325,7 +326,11 @@ class Run:
                 locks = guard.locks_of(sessions)
         except RunError:
             return "the database can't be asked what is left of it"
-        return f"{locks} of its locks are still held" if locks else "it was rolled back, and no lock of it is left"
+        if locks:
+            return f"{locks} of its locks are still held"
+        half = self._project.half_done
+        undone = f"what {half} has done in an autocommit block stays, the rest" if half else "what was under way"
+        return f"{undone} was rolled back, and no lock is left"
 
 
 def _version(guard: Guard, project: Project) -> tuple[str, ...]:

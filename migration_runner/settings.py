@@ -95,7 +95,8 @@ def _from_url(url: str) -> dict[str, str]:
     except (psycopg2.Error, ValueError):
         # libpq's message quotes the URL, with the password in it.
         read = {}
-    if not read or not all(map(_is_port, filter(None, read.get("port", "").split(",")))):
+    hosts, ports = ((read.get(name) or "").split(",") for name in ("host", "port"))
+    if not read or not all(map(_is_port, filter(None, ports))) or len(ports) not in (1, len(hosts)):
         raise SettingsError(
             "DATABASE_URL can't be read: write postgresql://user:password@host:5432/dbname, "
             "with %-escapes for special characters."

@@ -31,6 +31,7 @@ class Stop:
         self.signal: signal.Signals | None = None
         self.sessions: list[Any] = []
         self._over = threading.Event()
+        self._deaf = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -52,8 +53,12 @@ class Stop:
             for one, handler in former.items():
                 signal.signal(one, handler)
 
+    def finish(self) -> None:
+        """From now on nothing is left to stop: a signal is not heard any more."""
+        self._deaf = True
+
     def _heard(self, number: int, _: object) -> None:
-        if self.signal is None:
+        if self.signal is None and not self._deaf:
             self.signal = signal.Signals(number)
             raise StoppedError
 

@@ -9,7 +9,16 @@ import pytest
 
 from local_aws.machine import CLONE
 
-OURS = {"app", "stacks", "constructs_lib", "migration_runner", "migrations", "inventory_service", "local_aws", "benchmarks"}
+OURS = {
+    "app",
+    "benchmarks",
+    "constructs_lib",
+    "inventory_service",
+    "local_aws",
+    "migration_runner",
+    "migrations",
+    "stacks",
+}
 CDK = {"aws_cdk", "constructs", "jsii"}
 HANDLER = {
     "index",

@@ -126,6 +126,18 @@ def test_several_databases_are_refused_before_anything_is_done(database: Databas
     assert database.rows(RELATIONS) == []
 
 
+def test_a_module_that_another_one_needs_is_named(database: Database, project: Project) -> None:
+    # as SQLAlchemy does for an asynchronous env.py without greenlet
+    needs = (
+        "try:\n    import nowhere\nexcept ImportError as error:\n    raise ImportError('pip install it') from error\n"
+    )
+    env_py(project).write_text(needs + env_py(project).read_text())
+    project.write("aaaa", None)
+    failed = migrate_here(database, "upgrade", project=project.path)
+    assert (failed.exit_code, failed.error["kind"]) == (1, "ImportError")
+    assert failed.error["message"] == "env.py, line 4 needs nowhere, but there is no such module."
+
+
 # What teams change in it
 
 CONFIGURE = "connection=connection, target_metadata=target_metadata"

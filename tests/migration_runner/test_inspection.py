@@ -108,7 +108,7 @@ def test_a_stamp_moves_what_is_recorded_and_runs_nothing(database: Database, two
     assert database.rows("SELECT revision FROM migration_runner.applied ORDER BY 1") == [("aaaa",), ("bbbb",)]
     back = migrate(database, "stamp", "base", project=two.path)
     assert (back.exit_code, back.result["at"]) == (0, "base")
-    assert database.rows("SELECT FROM migration_runner.applied") == []
+    assert database.rows("SELECT 1 FROM migration_runner.applied") == []
     unknown = migrate(database, "stamp", "nosuch", project=two.path)
     assert (unknown.exit_code, unknown.error["kind"]) == (2, "UnknownRevision")
 

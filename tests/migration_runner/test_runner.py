@@ -98,7 +98,7 @@ def test_status_changes_nothing_and_tells_by_its_exit_code_whether_revisions_are
         (CREATE_ITEMS, "create items"),
         (RENAME, "rename name to sku"),
     ]
-    assert database.rows("SELECT FROM pg_tables WHERE schemaname = 'public'") == []
+    assert database.rows("SELECT 1 FROM pg_tables WHERE schemaname = 'public'") == []
 
     stamp(database, RENAME)
     after = migrate(database, "status")

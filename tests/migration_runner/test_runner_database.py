@@ -24,9 +24,9 @@ from sqlalchemy import URL
 from local_aws import postgres as local_postgres
 from local_aws.postgres import Postgres
 from migration_runner.database import database_failure, sqlalchemy_url, wait_for
-from migration_runner.settings import RDS_BUNDLE, SettingsError, connection_parameters
 from migration_runner.errors import RunError
 from migration_runner.report import Report
+from migration_runner.settings import RDS_BUNDLE, SettingsError, connection_parameters
 from tests.conftest import Database
 from tests.migration_runner.conftest import BARE_ENVIRONMENT, ROOT, Project, migrate, run
 

@@ -238,7 +238,7 @@ def test_ctrl_c_ends_a_run_with_a_result(
         finally:
             runner.kill()
     assert (result["error"]["kind"], result["error"]["revision"], result["applied"]) == ("Interrupted", revision, [])
-    assert database.rows("SELECT FROM pg_tables WHERE tablename = 't'") == []
+    assert database.rows("SELECT 1 FROM pg_tables WHERE tablename = 't'") == []
 
 
 def test_every_line_is_ascii_so_that_no_locale_can_break_it() -> None:

@@ -52,7 +52,7 @@ def test_a_signal_in_the_middle_of_a_statement_ends_the_run_at_once_and_leaves_n
     # then it says so, and what it had begun is taken back
     assert outcome.exit_code == exit_code
     assert outcome.error["kind"] == kind
-    assert outcome.error["message"] == f"{sentence}; it was rolled back, and no lock of it is left."
+    assert outcome.error["message"] == f"{sentence}; what was under way was rolled back, and no lock is left."
     assert (outcome.error["revision"], outcome.result["at"], outcome.result["applied"]) == ("bbbb", "aaaa", [])
     assert database.rows("SELECT 1 FROM pg_tables WHERE tablename = 't'") == []
 
@@ -64,7 +64,7 @@ def test_sigterm_ends_a_migration_that_waits_in_python(database: Database, proje
         runner.until("migration.output", text="begun")
         outcome = stopped(runner, database)
     assert (outcome.exit_code, outcome.result["at"]) == (143, "base")
-    assert "no lock of it is left" in outcome.error["message"]
+    assert "no lock is left" in outcome.error["message"]
     assert database.rows("SELECT 1 FROM pg_tables WHERE tablename = 't'") == []
 
 
