@@ -22,12 +22,19 @@ from migration_runner.report import Report
 DRIVER = "postgresql+psycopg2"
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 LOCK_NOT_AVAILABLE = "55P03"
+# What such a message quotes is a value: invalid input syntax for type integer: "...".
+DATA_EXCEPTION = "22"
 # The server ended the session: shutdown, crash, failover, timeouts of idle sessions.
 SESSION_ENDED = re.compile(r"08...|57P0[1235]|25P0[34]")
 
+KEEPALIVES = """
+SELECT set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
+       set_config('tcp_keepalives_count', '3', false)
+"""
+
 
 def sqlalchemy_url(parameters: Mapping[str, str], driver: str = DRIVER) -> URL:
-    """The same for SQLAlchemy.
+    """Where the database is, for SQLAlchemy.
 
     Args:
         parameters: libpq's.
@@ -47,21 +54,46 @@ def sqlalchemy_url(parameters: Mapping[str, str], driver: str = DRIVER) -> URL:
 def connect(parameters: Mapping[str, str], timeout: int) -> connection:
     """A connection in autocommit; after so many seconds, two at least, an address that does not answer is given up."""
     settings: dict[str, Any] = {"connect_timeout": timeout, **parameters}
-    answers: SimpleQueue[connection | psycopg2.Error] = SimpleQueue()
+    answers: SimpleQueue[connection | Exception] = SimpleQueue()
 
     def attempt() -> None:
         try:
             answers.put(psycopg2.connect(**settings))
-        except psycopg2.Error as error:
+        except Exception as error:
             answers.put(error)
 
     # Python hears of no signal while libpq waits, but while it waits for another thread.
     threading.Thread(target=attempt, daemon=True).start()
     answer = answers.get()
-    if isinstance(answer, psycopg2.Error):
+    if isinstance(answer, Exception):
         raise answer
     answer.autocommit = True
+    be_noticed_when_lost(answer)
     return answer
+
+
+def be_noticed_when_lost(session: Any) -> None:
+    """Let the server end the session soon when this process or its host is gone.
+
+    https://www.postgresql.org/docs/current/runtime-config-connection.html
+
+    Args:
+        session: a connection of psycopg2 or psycopg, or SQLAlchemy's of an asynchronous one; without a transaction.
+    """
+    cursor = session.cursor()
+    try:
+        cursor.execute(KEEPALIVES)
+        session.commit()
+        try:
+            # Needs PostgreSQL 14, on Linux or macOS: elsewhere it "must be set to 0 on this platform".
+            cursor.execute("SET client_connection_check_interval = '1s'")
+        except Exception as error:
+            session.rollback()
+            if _sqlstate(error) != "22023":
+                raise
+        session.commit()
+    finally:
+        cursor.close()
 
 
 def wait_for(parameters: Mapping[str, str], seconds: float, report: Report) -> connection:
@@ -82,7 +114,7 @@ def wait_for(parameters: Mapping[str, str], seconds: float, report: Report) -> c
         timeout = int(max(2, min(10, left)))
         try:
             return connect(parameters, timeout)
-        except psycopg2.Error as error:
+        except (psycopg2.Error, UnicodeDecodeError) as error:
             refusal = connection_refusal(error)
             left = deadline - time.monotonic()
             if not isinstance(refusal, UnreachableError) or left <= 0:
@@ -117,7 +149,8 @@ def connection_refusal(error: BaseException) -> RunError:
     libpq hands a failed connection over as text, without SQLSTATE. The text names users and addresses and may come
     from anyone who answers at the address, so it is recognised, and never shown.
     """
-    text = str(error)
+    # A server speaks in its own encoding until it has let someone in.
+    text = error.object.decode(errors="replace") if isinstance(error, UnicodeDecodeError) else str(error)
     for refusal in REFUSALS:
         if re.search(refusal.pattern, text):
             return RunError(
@@ -141,8 +174,7 @@ def database_failure(error: BaseException, revision: str | None) -> RunError | N
         revision: the revision that was running.
     """
     cause = error.orig if isinstance(error, DBAPIError) else error
-    # psycopg2 and psycopg name the class of an error alike, but not its code.
-    sqlstate = getattr(cause, "pgcode", None) or getattr(cause, "sqlstate", None)
+    sqlstate = _sqlstate(cause)
     diagnosis = getattr(cause, "diag", None)
     if cause is None or diagnosis is None:
         return None
@@ -164,13 +196,19 @@ def database_failure(error: BaseException, revision: str | None) -> RunError | N
         )
     if not diagnosis.message_primary:
         return None
+    message = diagnosis.message_primary
     return RunError(
-        diagnosis.message_primary,
+        re.sub('"[^"]*"', '"***"', message) if (sqlstate or "").startswith(DATA_EXCEPTION) else message,
         exit_code=ExitCode.LOCKED if sqlstate == LOCK_NOT_AVAILABLE else ExitCode.FAILED,
         kind=type(cause).__name__,
         sqlstate=sqlstate,
         revision=revision,
     )
+
+
+def _sqlstate(error: BaseException | None) -> str | None:
+    # psycopg2 and psycopg name the class of an error alike, but not its code.
+    return getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
   AND (l.classid::bigint << 32 | l.objid::bigint) = %s
 """
 # Its name, and since when its server runs.
-DATABASE = "current_database()::text, pg_postmaster_start_time()::text"
+DATABASE = "current_database()::text, extract(epoch FROM pg_postmaster_start_time())::text"
 BLOCKERS = """
 SELECT a.pid, a.application_name, a.query, a.state, extract(epoch FROM now() - coalesce(a.xact_start, a.backend_start))
 FROM pg_stat_activity a
@@ -38,7 +38,7 @@ WHERE a.pid = ANY (SELECT unnest(pg_blocking_pids(pid)) FROM unnest(%s) AS waiti
 """
 HELD = "SELECT count(*) FROM pg_locks WHERE pid = ANY (%s) AND locktype <> 'virtualxid'"
 # Of a query only the words before its first value: what comes later may be anybody's data.
-FIRST_WORDS = re.compile(r"""[^'"$0-9\\\n]{0,40}""")
+FIRST_WORDS = re.compile(r"""(?s)([^'"$0-9\\\n]{0,40}).*""")
 
 
 class Guard:
@@ -51,6 +51,7 @@ class Guard:
 
     def __init__(self, own: connection, report: Report) -> None:
         self.own = own
+        self.pid = own.get_backend_pid()
         self._report = report
         self._key: int | None = None
 
@@ -85,7 +86,7 @@ class Guard:
         Raises:
             RunError: another runner has held it all the time.
         """
-        key = int.from_bytes(hashlib.sha256(f"migration_runner {version_table}".encode()).digest()[:8], signed=True)
+        key = _key(version_table)
         if self._key == key:
             return
         deadline, told = time.monotonic() + seconds, 0.0
@@ -112,8 +113,7 @@ class Guard:
 
     def holder(self, version_table: str) -> str | None:
         """Who holds the lock of the version table, in words; None for nobody."""
-        key = int.from_bytes(hashlib.sha256(f"migration_runner {version_table}".encode()).digest()[:8], signed=True)
-        rows = self.query(HOLDER, key)
+        rows = self.query(HOLDER, _key(version_table))
         return holder_of(rows) if rows else None
 
     def check(self) -> None:
@@ -130,6 +130,11 @@ class Guard:
         return int(self.query(HELD, list(sessions))[0][0])
 
 
+def _key(version_table: str) -> int:
+    """Of the advisory lock, which PostgreSQL keeps apart by database."""
+    return int.from_bytes(hashlib.sha256(f"migration_runner {version_table}".encode()).digest()[:8], signed=True)
+
+
 def holder_of(rows: Sequence[tuple[Any, ...]]) -> str:
     """Who holds the lock, out of what HOLDER returns."""
     if not rows:
@@ -141,6 +146,9 @@ def holder_of(rows: Sequence[tuple[Any, ...]]) -> str:
 
 def blocker(pid: int, name: str | None, query: str | None, state: str | None, age: float | None) -> str:
     """A session that stands in the way, in words, without a value."""
-    words = (FIRST_WORDS.match(query or "") or [""])[0].strip() if query else ""
+    if query == "<insufficient privilege>":
+        words = "pg_read_all_stats would show its query"
+    else:
+        words = FIRST_WORDS.sub(r"\1", (query or "").lstrip()).strip()
     told = [name or "without a name", state or "", f"{age:.0f} s old" if age is not None else "", words]
     return f"session {pid} ({', '.join(part for part in told if part)})"

@@ -18,6 +18,7 @@ from alembic.util import load_python_file
 from sqlalchemy.exc import DBAPIError
 
 from migration_runner.errors import wrong_use
+from migration_runner.manifest import configuration_files
 from migration_runner.revisions import Revision
 
 # https://www.postgresql.org/docs/current/sql-syntax-lexical.html
@@ -72,7 +73,8 @@ def write_sql(config: Path, revisions: Sequence[Revision]) -> list[Script]:
     Raises:
         RunError: ``env.py`` can't work offline.
     """
-    settings = Config(str(config), output_buffer=io.StringIO())
+    ini, toml = configuration_files(str(config))
+    settings = Config(ini, toml_file=toml, output_buffer=io.StringIO())
     settings.set_main_option("sqlalchemy.url", "postgresql+psycopg2://")
     scripts: list[Script] = []
 

@@ -31,7 +31,7 @@ from alembic.util import load_python_file
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
-from migration_runner.database import DRIVER, LOCK_NOT_AVAILABLE, sqlalchemy_url
+from migration_runner.database import DRIVER, LOCK_NOT_AVAILABLE, be_noticed_when_lost, sqlalchemy_url
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.failures import failure
 from migration_runner.guard import DATABASE, Guard
@@ -49,15 +49,11 @@ DEADLOCK = "40P01"
 LONGEST_PAUSE = 5.0
 CONNECT_SECONDS = 10
 SAMPLE_SECONDS = 0.03
-# Whom the server may lose, and how soon it notices. The connection check needs PostgreSQL 14, and Linux or macOS.
-# https://www.postgresql.org/docs/current/runtime-config-connection.html
 SESSION = """
-SELECT set_config('lock_timeout', '100ms', false), set_config('idle_in_transaction_session_timeout', '5min', false),
-       set_config('tcp_keepalives_idle', '30', false), set_config('tcp_keepalives_interval', '10', false),
-       set_config('tcp_keepalives_count', '3', false)
+SELECT set_config('lock_timeout', %s, false), set_config('idle_in_transaction_session_timeout', '5min', false),
+       pg_backend_pid()
 """
 SESSION_OF_ENV_PY = f"SELECT current_schema(), current_user::text, {DATABASE}"
-CONNECTION_CHECK = "SET client_connection_check_interval = '1s'"
 CONCURRENTLY = re.compile(
     r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?P<lenient>IF\s+NOT\s+EXISTS\s+)?"
     r"""(?P<name>"(?:[^"]|"")+"|\w+)\s+ON\s+(?:ONLY\s+)?"""
@@ -227,10 +223,11 @@ class Project:
         guard = self._guard
         if self._limits.deadline is not None:
             guard.query(f"SET statement_timeout = '{max(1, int(self._limits.left * 1000))}ms'")
-        with suppress(psycopg2.errors.InvalidParameterValue):
-            guard.query(CONNECTION_CHECK)
         self._stop.sessions.append(guard.own)
-        guard.query(statement)
+        try:
+            guard.query(statement)
+        finally:
+            self._stop.sessions.remove(guard.own)
 
     def _run(self, steps: Callable[..., Iterable[Any]], *, locking: bool, **options: Any) -> None:
         self._locking = locking
@@ -355,6 +352,8 @@ class Project:
                     hint="Let an administrator run GRANT CREATE ON DATABASE ... TO the role, or make the schema for it "
                     "with CREATE SCHEMA migration_runner AUTHORIZATION the role.",
                 ) from None
+        # From here on in nobody's way. Committed, for what is set in a transaction goes with it.
+        connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
         if not context._in_external_transaction:
             connection.commit()
 
@@ -430,7 +429,7 @@ class Project:
 
         @wraps(migrate)
         def run(**arguments: Any) -> None:
-            give_up = time.monotonic() + self._limits.patience
+            began, patience = time.monotonic(), self._limits.patience
             for attempt in count(1):
                 sampler = _Sampler(self._guard, self.environment.sessions)
                 try:
@@ -449,8 +448,9 @@ class Project:
                         raise
                     pause = min(0.1 * 2**attempt, LONGEST_PAUSE) * random.uniform(0.5, 1.5)  # noqa: S311
                     blockers = sorted(sampler.seen)
-                    if attempt > 1 and time.monotonic() + pause >= give_up:
-                        raise self._locked_out(told, attempt, blockers) from None
+                    waited = time.monotonic() - began
+                    if attempt > 1 and waited + pause >= patience:
+                        raise _locked_out(told, waited, attempt, blockers) from None
                     transaction = _connection(context).get_transaction()
                     if transaction:
                         transaction.rollback()
@@ -472,17 +472,6 @@ class Project:
             step.record = (ADD, values) if step.direction == "upgrade" else (REMOVE, values[:2])
 
         return run
-
-    def _locked_out(self, told: RunError, attempts: int, blockers: Sequence[str]) -> RunError:
-        in_the_way = f" In the way: {'; '.join(blockers)}." if blockers else ""
-        return RunError(
-            f"A lock was not free in {self._limits.lock_wait:g} s, {attempts} tries: {told.message}.{in_the_way}",
-            exit_code=ExitCode.LOCKED,
-            kind=told.kind,
-            sqlstate=told.sqlstate,
-            revision=told.revision,
-            hint="End what stands in the way, or wait for it; then run this again.",
-        )
 
     def _set_timeouts(self, context: MigrationContext, revision: Revision) -> None:
         settings = []
@@ -538,6 +527,8 @@ class Project:
                 yield
                 if connection is not None:
                     connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+            if self._step:
+                self._set_timeouts(context, self._step.revision)
 
         return autocommit_block
 
@@ -545,20 +536,13 @@ class Project:
         """Settings of a new session; and what is needed to cancel what runs in it."""
         cursor = session.cursor()
         try:
-            cursor.execute(SESSION)
-            cursor.execute("SELECT pg_backend_pid()")
-            self.environment.sessions.append(cursor.fetchone()[0])
-            session.commit()
-            try:
-                cursor.execute(CONNECTION_CHECK)
-            except Exception as error:
-                # The server's system can't tell: "must be set to 0 on this platform".
-                session.rollback()
-                if (getattr(error, "pgcode", None) or getattr(error, "sqlstate", None)) != "22023":
-                    raise
+            # What env.py and Alembic do before the migrations waits for its locks as long as the run does.
+            cursor.execute(SESSION, (f"{max(1, int(self._limits.patience * 1000))}ms",))
+            self.environment.sessions.append(cursor.fetchone()[2])
             session.commit()
         finally:
             cursor.close()
+        be_noticed_when_lost(session)
         self._stop.sessions.append(getattr(session, "driver_connection", None) or session)
 
     def _before_statement(
@@ -567,6 +551,14 @@ class Project:
         step = self._step
         if step is None or not step.inside:
             return statement, parameters
+        if self._limits.left <= 0:
+            raise RunError(
+                "The run has taken longer than its timeout.",
+                exit_code=ExitCode.FAILED,
+                kind="TimedOut",
+                revision=step.revision.revision,
+                hint="Raise the timeout, or let several revisions do the work.",
+            )
         step.statements += 1
         step.began = time.monotonic()
         index = CONCURRENTLY.match(statement)
@@ -657,7 +649,7 @@ class _Sampler:
 
     def _sample(self) -> None:
         # That the connection is lost is told before the next migration.
-        with suppress(RunError):
+        with suppress(RunError, psycopg2.Error):
             while not self._over.wait(SAMPLE_SECONDS):
                 self.seen = set(self._guard.blockers(self._sessions)) or self.seen
 
@@ -666,6 +658,18 @@ def _connection(context: MigrationContext) -> Connection:
     if context.connection is None:
         raise wrong_use("NoConnection", "env.py has configured Alembic without a connection.")
     return context.connection
+
+
+def _locked_out(told: RunError, seconds: float, attempts: int, blockers: Sequence[str]) -> RunError:
+    in_the_way = f" In the way: {'; '.join(blockers)}." if blockers else ""
+    return RunError(
+        f"A lock was not free in {seconds:.0f} s, {attempts} tries: {told.message}.{in_the_way}",
+        exit_code=ExitCode.LOCKED,
+        kind=told.kind,
+        sqlstate=told.sqlstate,
+        revision=told.revision,
+        hint="End what stands in the way, or wait for it; then run this again.",
+    )
 
 
 @contextmanager

@@ -18,13 +18,14 @@ import psycopg2
 
 from migration_runner.errors import RunError
 from migration_runner.manifest import StaleManifestError, fresh_header
-from migration_runner.settings import connection_parameters
+from migration_runner.settings import INVALID_INDEXES, connection_parameters
 
+# Who holds up the version table is the runner's business.
 STATE = """
+SET lock_timeout = '1s';
 SELECT (SELECT array_agg(version_num::text) FROM {table}),
        (SELECT fingerprint FROM migration_runner.verified WHERE version_table = {key}),
-       EXISTS (SELECT FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-               WHERE NOT i.indisvalid AND c.relkind = 'i')
+       EXISTS (SELECT {invalid})
 """
 
 
@@ -53,7 +54,7 @@ def at_target(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
         schema, table = header["version_table"]
         if _state(schema, table, environment) != ([head], header["fingerprint"], False):
             return False
-    except (psycopg2.Error, StaleManifestError, RunError):
+    except (psycopg2.Error, UnicodeError, StaleManifestError, RunError):
         return False
     _say(event="migration.started", command="upgrade", newest=head)
     _say(event="migration.nothing_to_do", at=head)
@@ -72,7 +73,8 @@ def _state(schema: str | None, table: str, environment: Mapping[str, str]) -> An
         name = ".".join(psycopg2.extensions.quote_ident(part, connection) for part in (schema, table) if part)
         key = "coalesce(%(schema)s, current_schema()) || '.' || %(table)s"
         with connection.cursor() as cursor:
-            cursor.execute(STATE.format(table=name.replace("%", "%%"), key=key), {"schema": schema, "table": table})
+            query = STATE.format(table=name.replace("%", "%%"), key=key, invalid=INVALID_INDEXES)
+            cursor.execute(query, {"schema": schema, "table": table})
             return cursor.fetchone()
     finally:
         connection.close()

@@ -30,21 +30,14 @@ from migration_runner.revisions import (
     read_manifest,
     read_revisions,
 )
-from migration_runner.settings import connection_parameters
+from migration_runner.settings import INVALID_INDEXES, connection_parameters
 from migration_runner.stop import Stop
 
 # What these tell of the files, they tell without a database too.
 FILES_DO = ("plan", "history")
 # A session that the server was told to cancel lets go of its locks within a moment.
 LOCKS_GONE_SECONDS = 1.0
-# Whether somebody builds it now, or is attaching it to a partitioned one, is no concern of this run.
-INVALID = """
-SELECT i.indexrelid::regclass::text, c.relname ~ '_cc(new|old)[0-9]*$'
-FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
-WHERE NOT i.indisvalid AND c.relkind = 'i' AND pg_has_role(t.relowner, 'USAGE')
-  AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.relid = i.indrelid)
-ORDER BY 1
-"""
+INVALID = f"SELECT i.indexrelid::regclass::text, c.relname ~ '_cc(new|old)[0-9]*$' {INVALID_INDEXES} ORDER BY 1"
 
 
 @dataclass(frozen=True)
@@ -270,25 +263,30 @@ class Run:
         return bool(found.unrecorded or found.gone)
 
     def _mend_indexes(self, project: Project, guard: Guard) -> None:
+        reasons = {}
         for name in (name for name, is_remnant in guard.query(INVALID) if not is_remnant):
             self._report.event(
                 "migration.index_rebuilt",
                 f"{name} was left INVALID, and is built anew.",
                 index=name,
             )
-            # One that can't be built is named below.
-            with suppress(psycopg2.Error):
+            try:
                 project.at_length(f"REINDEX INDEX CONCURRENTLY {name}")
+            except psycopg2.Error as error:
+                reasons[name] = failure(error)
         # What REINDEX leaves behind when it is interrupted, or fails.
         for name in (name for name, is_remnant in guard.query(INVALID) if is_remnant):
             project.at_length(f"DROP INDEX CONCURRENTLY {name}")
         left = [name for name, _ in guard.query(INVALID)]
         if left:
+            named = [
+                f"{name} ({reasons[name].kind}: {reasons[name].message})" if name in reasons else name for name in left
+            ]
             raise RunError(
-                f"The schema is at its target, but these indexes are INVALID: {', '.join(left)}.",
+                f"The schema is at its target, but left INVALID is: {', '.join(named)}.",
                 exit_code=ExitCode.FAILED,
                 kind="InvalidIndex",
-                hint="Look why they can't be built, such as values that are there twice; then run this again.",
+                hint="Mend what keeps it from being built, then run this again; or drop it.",
             )
 
     def _inspect(self, project: Project, guard: Guard) -> None:
@@ -317,7 +315,8 @@ class Run:
         """What is left of a run that was told to stop: looked up, for a promise would not do."""
         if not self._guard or not self._project or not self._project.environment.sessions:
             return "nothing was begun"
-        sessions, deadline = self._project.environment.sessions, time.monotonic() + LOCKS_GONE_SECONDS
+        sessions = [*self._project.environment.sessions, self._guard.pid]
+        deadline = time.monotonic() + LOCKS_GONE_SECONDS
         try:
             with closing(wait_for(self._parameters, 0, self._report)) as own:
                 guard = Guard(own, self._report)

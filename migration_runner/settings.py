@@ -16,6 +16,12 @@ from migration_runner.errors import ExitCode, RunError
 # The certificate authorities of Amazon RDS in every region.
 RDS_BUNDLE = os.path.join(os.path.dirname(__file__), "rds-global-bundle.pem")  # noqa: PTH118, PTH120 - pathlib is slow
 NAME = "migration_runner"
+# Whether somebody builds it now, or is attaching it to a partitioned one, or owns it alone, is no concern of a run.
+INVALID_INDEXES = """
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_class t ON t.oid = i.indrelid
+WHERE NOT i.indisvalid AND c.relkind = 'i' AND pg_has_role(t.relowner, 'USAGE')
+  AND NOT EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.relid = i.indrelid)
+"""
 # A host that is lost is noticed within a minute; libpq's own default is the system's, two hours.
 KEEPALIVES = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 DRIVERS = re.compile(r"(postgres|postgresql|postgresql\+psycopg2)://")

@@ -63,10 +63,14 @@ class Stop:
             raise StoppedError
 
     def _listen(self, pipe: int) -> None:
-        if not os.read(pipe, 1):
+        told = os.read(pipe, 1)
+        if not told:
             return
         # A request to cancel that comes between two statements has no effect.
         while True:
+            # Nor is a signal heard that comes just before a call that waits.
+            if self.signal is None and not self._deaf:
+                signal.pthread_kill(threading.main_thread().ident or 0, told[0])
             for session in list(self.sessions):
                 # It may just have been closed.
                 with suppress(Exception):

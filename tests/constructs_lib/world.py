@@ -63,7 +63,7 @@ class LambdaTimeout(BaseException):
     """Lambda ended the invocation; nothing in the function can catch that."""
 
 
-class LostAnswerError(EndpointConnectionError):
+class LostAnswerError(EndpointConnectionError):  # type: ignore[misc]
     """What was asked for has been done, but the caller can't know."""
 
     def __init__(self) -> None:

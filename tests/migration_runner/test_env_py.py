@@ -17,8 +17,11 @@ from alembic import command
 from alembic.config import Config
 
 from local_aws.postgres import Postgres
+from migration_runner.guard import Guard
+from migration_runner.report import Report
 from tests.conftest import Database
 from tests.migration_runner.conftest import Outcome, Project, migrate, migrate_here
+from tests.migration_runner.processes import started
 
 # What a migration sees of its session, and of the lock.
 SEEN = """op.execute('''
@@ -61,9 +64,8 @@ def creates(name: str) -> dict[str, str]:
     return {"upgrade": f"op.execute('CREATE TABLE {name} ()')", "downgrade": f"op.execute('DROP TABLE {name}')"}
 
 
-def schema(database: Database, version_table: str = "alembic_version") -> tuple[object, object]:
-    versions = database.rows(f"SELECT version_num FROM {version_table} ORDER BY 1")
-    return versions, database.rows(RELATIONS)
+def schema(database: Database) -> tuple[object, object]:
+    return database.rows("SELECT version_num FROM alembic_version ORDER BY 1"), database.rows(RELATIONS)
 
 
 def without_secret(database: Database, outcome: Outcome) -> None:
@@ -82,12 +84,12 @@ def another(postgres: Postgres, database: Database) -> Iterator[Database]:
     postgres.drop_database(name)
 
 
-def alembic(database: Database, project: Project, *arguments: str, ini: str = "alembic.ini") -> None:
+def alembic(database: Database, project: Project, direction: str, target: str) -> None:
     """Alembic without the runner."""
-    config = Config(str(project.path / ini))
+    config = Config(str(project.path / "alembic.ini"))
     url = re.sub("^postgresql:", "postgresql+psycopg2:", database.url)
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
-    getattr(command, arguments[0])(config, *arguments[1:])
+    getattr(command, direction)(config, target)
 
 
 # As `alembic init` writes them
@@ -127,15 +129,14 @@ def test_several_databases_are_refused_before_anything_is_done(database: Databas
 
 
 def test_a_module_that_another_one_needs_is_named(database: Database, project: Project) -> None:
-    # as SQLAlchemy does for an asynchronous env.py without greenlet
-    needs = (
-        "try:\n    import nowhere\nexcept ImportError as error:\n    raise ImportError('pip install it') from error\n"
-    )
-    env_py(project).write_text(needs + env_py(project).read_text())
+    # as SQLAlchemy says for an asynchronous env.py without greenlet
+    needs = "try:\n    import nowhere\nexcept ImportError as error:\n    raise ImportError('install it') from error\n"
+    (project.path / "driver.py").write_text(needs)
+    env_py(project).write_text(f"import driver\n{env_py(project).read_text()}")
     project.write("aaaa", None)
-    failed = migrate_here(database, "upgrade", project=project.path)
+    failed = migrate(database, "upgrade", project=project.path)
     assert (failed.exit_code, failed.error["kind"]) == (1, "ImportError")
-    assert failed.error["message"] == "env.py, line 4 needs nowhere, but there is no such module."
+    assert failed.error["message"] == "env.py, line 1 needs nowhere, but there is no such module."
 
 
 # What teams change in it
@@ -178,7 +179,10 @@ SET_PATHS = {
     "committed": (BODY, f"        {SET_PATH}\n        connection.commit()\n{BODY}"),
     "committed at the end": (BODY, f"        {SET_PATH}\n{BODY}        connection.commit()\n"),
     "in the transaction": ("            context.run", f"            {SET_PATH}\n            context.run"),
-    "of the engine": ("poolclass=pool.NullPool,", "connect_args={'options': '-csearch_path=tenant'},"),
+    "of the engine": (
+        "poolclass=pool.NullPool,",
+        "connect_args={'options': '-csearch_path=tenant -cTimeZone=Asia/Tokyo'},",
+    ),
 }
 
 
@@ -187,6 +191,34 @@ def test_env_py_sets_the_search_path(database: Database, project: Project, way: 
     database.rows("CREATE SCHEMA tenant")
     edit(env_py(project), way)
     sessions_hold(database, project, "tenant.alembic_version")
+
+
+def test_what_env_py_sets_survives_a_lock_that_is_not_free_at_once(database: Database, project: Project) -> None:
+    database.rows("CREATE SCHEMA tenant")
+    database.rows("CREATE TABLE public.busy ()")
+    edit(env_py(project), SET_PATHS["in the transaction"])
+    project.write("aaaa", None, "op.execute('LOCK TABLE public.busy'); op.execute('CREATE TABLE t ()')")
+    with closing(database.connect()) as holder, holder.cursor() as cursor:
+        cursor.execute("BEGIN; LOCK TABLE public.busy")
+        with started(database, "upgrade", project=project.path) as runner:
+            runner.until("migration.locked")
+            cursor.execute("ROLLBACK")
+            assert runner.finish().exit_code == 0
+    assert database.rows("SELECT relnamespace::regnamespace::text FROM pg_class WHERE relname = 't'") == [("tenant",)]
+
+
+def test_no_transaction_is_open_while_another_runner_is_waited_for(database: Database, project: Project) -> None:
+    edit(env_py(project), SET_PATHS["in the transaction"])
+    database.rows("CREATE SCHEMA tenant")
+    project.write("aaaa", None)
+    with closing(database.connect()) as own:
+        Guard(own, Report(io.StringIO())).lock("tenant.alembic_version", 0)
+        with started(database, "upgrade", project=project.path) as runner:
+            runner.until("migration.waiting")
+            sessions = "datname = current_database() AND application_name = 'migration_runner' AND state <> 'active'"
+            assert set(database.rows(f"SELECT state FROM pg_stat_activity WHERE {sessions}")) == {("idle",)}
+            own.close()
+            assert runner.finish().exit_code == 0
 
 
 def test_what_env_py_forgets_to_commit_is_no_success(database: Database, project: Project) -> None:
@@ -338,7 +370,6 @@ def branched(project: Project) -> list[str]:
         "eeee": {"parents": "bbbb"},
         "ffff": {"parents": ("eeee", "dddd")},
         "gggg": {"parents": "ffff"},
-        "hhhh": {"parents": "gggg"},
     }
     year = project.path / "of_others" / "versions" / "2026" / "v1.2"
     year.mkdir(parents=True)
@@ -357,7 +388,7 @@ def test_from_every_state_a_branched_history_ends_where_alembic_ends(
         assert migrate_here(database, "upgrade", name, project=project.path).exit_code == 0, name
         alembic(another, project, "upgrade", name)
         assert schema(database) == schema(another), name
-        assert migrate_here(database, "upgrade", project=project.path).result["at"] == "hhhh"
+        assert migrate_here(database, "upgrade", project=project.path).result["at"] == "gggg"
         alembic(another, project, "upgrade", "head")
         assert schema(database) == schema(another), name
         assert migrate_here(database, "downgrade", name, project=project.path).exit_code == 0, name

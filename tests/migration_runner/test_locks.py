@@ -11,7 +11,7 @@ import pytest
 
 from migration_runner.revisions import main as write_manifest
 from tests.conftest import Database
-from tests.migration_runner.conftest import Project
+from tests.migration_runner.conftest import Project, migrate, run
 from tests.migration_runner.processes import eventually, in_statement, started, transaction, upgrade
 
 SLEEP = "op.execute('SELECT pg_sleep(100)')"
@@ -228,3 +228,53 @@ def test_a_run_that_loses_the_lock_while_it_waits_for_a_table_tells_it_as_an_err
         outcome = runner.finish()
     assert (outcome.exit_code, outcome.error["kind"]) == (3, "SessionLost")
     assert "Traceback" not in outcome.output
+
+
+def test_a_migration_of_its_own_patience_keeps_it_after_an_autocommit_block(
+    database: Database, project: Project
+) -> None:
+    shown = "op.execute(\"INSERT INTO seen SELECT current_setting('lock_timeout')\")"
+    block = f"{shown}\n    with op.get_context().autocommit_block():\n        {shown}\n    {shown}"
+    project.write("aaaa", None, 'op.execute("CREATE TABLE seen (setting text)")')
+    project.write("bbbb", "aaaa", block, lock_timeout="5s")
+    project.write("cccc", "bbbb", block)
+    assert migrate(database, "upgrade", project=project.path).exit_code == 0
+    assert [row[0] for row in database.rows("SELECT setting FROM seen")] == ["5s", "0", "5s", "100ms", "0", "100ms"]
+
+
+def test_a_version_table_that_is_locked_is_waited_for(database: Database, project: Project) -> None:
+    project.write("aaaa", None)
+    assert migrate(database, "upgrade", project=project.path).exit_code == 0
+    project.write("bbbb", "aaaa")
+    with closing(database.connect()) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN; LOCK alembic_version")
+        refused = migrate(database, "upgrade", "--lock-wait", "1", project=project.path)
+        assert (refused.exit_code, refused.error["sqlstate"]) == (4, "55P03")
+        with started(database, project=project.path) as runner:
+            runner.until("migration.started")
+            time.sleep(1)
+            cursor.execute("ROLLBACK")
+            assert runner.finish().exit_code == 0
+
+
+def test_a_run_with_nothing_to_do_does_not_hang_behind_a_lock(database: Database, project: Project) -> None:
+    project.write("aaaa", None)
+    assert write_manifest([str(project.path / "alembic.ini")]) == 0
+    assert migrate(database, "upgrade", project=project.path).exit_code == 0
+    with closing(database.connect()) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN; LOCK alembic_version")
+        refused = run(
+            "upgrade",
+            project=project.path,
+            environment={"DATABASE_URL": database.url, "MIGRATION_TIMEOUT": "2"},
+        )
+    assert (refused.exit_code, refused.error["sqlstate"]) == (4, "55P03")
+
+
+def test_a_timeout_bounds_a_run_of_many_statements(database: Database, project: Project) -> None:
+    project.write("aaaa", None, "[op.execute('SELECT pg_sleep(0.4)') for _ in range(20)]")
+    began = time.monotonic()
+    late = migrate(database, "upgrade", "--timeout", "2", project=project.path)
+    assert (late.exit_code, late.result["at"]) == (1, "base")
+    assert late.error["kind"] in ("TimedOut", "QueryCanceled")
+    assert time.monotonic() - began < 6

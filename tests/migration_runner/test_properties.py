@@ -21,7 +21,7 @@ from alembic.config import Config
 from alembic.runtime.migration import HeadMaintainer, MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from psycopg2 import sql
 from sqlalchemy import URL, engine_from_config
@@ -218,6 +218,9 @@ ENVIRONMENTS = st.fixed_dictionaries(
 
 @settings(FIXED, max_examples=200)
 @given(environment=ENVIRONMENTS)
+@example({"DATABASE_URL": f"postgresql://u:{CANARY}@/d?host=h1,h2,h3&port=1,2"})
+@example({"DATABASE_URL": f"postgresql://u:{CANARY}@[::1],h2:5432,/d"})
+@example({"DATABASE_URL": f"postgresql://:{CANARY}@h/d"})
 def test_any_settings_name_a_database_or_are_refused_without_being_shown(environment: dict[str, str]) -> None:
     # An environment can hold neither.
     environment = {name: re.sub("[\0\ud800-\udfff]", "", value) for name, value in environment.items()}
@@ -250,7 +253,7 @@ def given_to_libpq(parameters: Mapping[str, str]) -> dict[str, str]:
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=15)
 
 
-@settings(FIXED, max_examples=25)
+@settings(FIXED, max_examples=15)
 @given(password=NAMES)
 def test_any_password_lets_in_and_a_wrong_one_is_refused(database: Database, password: str) -> None:
     with closing(database.connect()) as connection, connection.cursor() as cursor:

@@ -180,6 +180,14 @@ def cycle(project: Project) -> None:
     project.write("dddd", ("aaaa", "cccc"))
 
 
+def labels(name: str) -> Callable[[Project], None]:
+    def write(project: Project) -> None:
+        project.write("bbbb", "aaaa", branch_labels=name)
+        project.write("cccc", "bbbb", branch_labels=(name,))
+
+    return write
+
+
 def content(text: str) -> Callable[[Project], None]:
     def write(project: Project) -> None:
         (project.path / "migrations/versions/odd.py").write_text(text)
@@ -205,6 +213,8 @@ def link(to: str) -> Callable[[Project], None]:
         (lambda project: project.write("bbbb", "aaa"), ["bbbb_step.py comes after aaa, but no file has"]),
         (lambda project: project.write("bbbb", "aaaa", depends_on="zzzz"), ["comes after zzzz, but no file has"]),
         (lambda project: project.write("bbbb", "bbbb"), ["bbbb -> bbbb form a cycle"]),
+        (labels("left"), ["cccc_step.py has the branch label left, but another revision has this name."]),
+        (labels("aaaa"), ["bbbb_step.py has the branch label aaaa, but another revision has this name."]),
         (content("revision = 'x'\n"), ["odd.py does not set down_revision"]),
         (content("print('a helper')\n"), ["odd.py does not set revision"]),
         (content("revision = 'x'\n\ndef (\n"), ["odd.py, line 3 is not valid Python."]),

@@ -139,6 +139,13 @@ def test_values_in_the_details_of_an_error_are_not_shown(database: Database, pro
     assert "private" not in failed.output + failed.errors
 
 
+def test_a_value_that_a_message_quotes_is_not_shown_either(database: Database, project: Project) -> None:
+    project.write("aaaa", None, "op.execute(\"SELECT 'private'::int\")")
+    failed = migrate(database, "upgrade", project=project.path)
+    assert failed.error["message"] == 'invalid input syntax for type integer: "***"'
+    assert "private" not in failed.output + failed.errors
+
+
 def test_an_error_at_commit_is_the_revisions_own_and_is_not_counted_as_applied(
     database: Database, project: Project
 ) -> None:

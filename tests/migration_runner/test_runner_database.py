@@ -23,7 +23,7 @@ from sqlalchemy import URL
 
 from local_aws import postgres as local_postgres
 from local_aws.postgres import Postgres
-from migration_runner.database import database_failure, sqlalchemy_url, wait_for
+from migration_runner.database import connection_refusal, database_failure, sqlalchemy_url, wait_for
 from migration_runner.errors import RunError
 from migration_runner.report import Report
 from migration_runner.settings import RDS_BUNDLE, SettingsError, connection_parameters
@@ -305,6 +305,22 @@ def test_a_wrong_password_is_not_waited_for(database: Database) -> None:
     assert not refused.named("database.waiting")
     assert CANARY not in refused.output + refused.errors
     assert database.user not in refused.output + refused.errors
+
+
+def test_a_refusal_in_another_encoding_is_understood() -> None:
+    told = 'FATAL:  password authentication failed for user "jos\xe9"'.encode("latin-1")
+    with pytest.raises(UnicodeDecodeError) as undecoded:
+        told.decode()
+    assert connection_refusal(undecoded.value).sqlstate == "28P01"
+
+
+def test_the_server_notices_within_a_minute_that_the_runners_own_connection_is_lost(database: Database) -> None:  # P6
+    with closing(wait_for(connection_parameters({"DATABASE_URL": database.url}), 5, Report(io.StringIO()))) as own:
+        assert own.autocommit
+        with own.cursor() as cursor:
+            names = "tcp_keepalives_idle tcp_keepalives_interval tcp_keepalives_count client_connection_check_interval"
+            cursor.execute("SELECT array_agg(current_setting(name)) FROM unnest(%s) AS name", [names.split()])
+            assert cursor.fetchone() == (["30", "10", "3", "1s"],)
 
 
 def test_a_role_that_may_not_log_in_is_refused_credentials(database: Database, postgres: Postgres) -> None:

@@ -444,7 +444,7 @@ def test_each_statement_has_the_line_of_the_call_in_the_revision_file(project: P
     assert script.stopped is None
 
 
-@pytest.mark.parametrize("template", ["generic", "pyproject"])
+@pytest.mark.parametrize("template", ["generic", "pyproject", "async", "pyproject_async"])
 def test_every_env_py_that_alembic_writes_will_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: str
 ) -> None:
@@ -453,8 +453,6 @@ def test_every_env_py_that_alembic_writes_will_do(
         command.init(Config(str(tmp_path / "alembic.ini"), toml_file=str(tmp_path / "pyproject.toml"), stdout=said),
                      str(tmp_path / "migrations"), template=template)  # fmt: skip
     ini = tmp_path / "alembic.ini"
-    if template == "pyproject":
-        ini.write_text(ini.read_text().replace("[alembic]", "[alembic]\nscript_location = %(here)s/migrations"))
     Project(tmp_path).write("aaaa", None, 'op.drop_table("t")', BACK)
     assert rules(check(ini)) == ["ban-drop-table"]
 
