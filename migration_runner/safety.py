@@ -103,6 +103,9 @@ class Plan:
     note: str | None = None
 
 
+NAME_OF_TABLE = re.compile(r"""(?:(?:"(?:[^"]|"")+"|\w+)\.)?(?:"(?:[^"]|"")+"|\w+)""")
+
+
 def check(config: Path) -> list[Finding]:
     """What is unsafe in a project's revisions, oldest first; no database is needed.
 
@@ -157,7 +160,8 @@ def sizes(connection: psycopg2.extensions.connection, tables: Collection[str]) -
         FROM unnest(%s::text[]) AS name JOIN pg_class ON pg_class.oid = to_regclass(name)
     """
     with connection.cursor() as cursor:
-        cursor.execute(query, [sorted(tables)])
+        # PostgreSQL before 16 refuses to look for what can't be a name.
+        cursor.execute(query, [sorted(name for name in tables if NAME_OF_TABLE.fullmatch(name))])
         return {name: Size(rows, size) for name, rows, size in cursor.fetchall()}
 
 

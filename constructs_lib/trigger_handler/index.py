@@ -16,7 +16,7 @@ from decision import Action, asks_for_downgrade, decide, rolls_back
 from ecs_task import NotStartedError, Tasks, TooLateError
 from record import Record, read_record, write_record
 from request import Request, resource_id
-from rollback import ROLLED_BACK, keep_schema, let_go, take_back
+from rollback import keep_schema, let_go, take_back
 from watch import Watch, follow, is_of_earlier_operation, is_over, learn, stack_status, start
 
 LOGGER = logging.getLogger(__name__)
@@ -87,11 +87,6 @@ def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answ
             if not (again or tasks.passed_over or is_over(event, aws, request)):
                 write_record(aws, request, replace(deployment, running=False))
         raise
-    with as_far_as_possible("the deployment is taken for one that goes on"):
-        if is_over(event, aws, request):
-            # The rollback, or the delete, may have looked before there was a task.
-            tasks.stop({"taskArn": watch.task}, ROLLED_BACK)
-            return too_late()
     if not tasks.passed_over:
         return follow(event, context, aws, watch)
     # Their invocation, or the answer to its call, was lost: what they have done must not be.

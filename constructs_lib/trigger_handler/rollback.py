@@ -13,10 +13,9 @@ from ecs_task import STOPPED, VISIBLE_SECONDS, NotStartedError, Tasks, TooLateEr
 from outcome import kept, stuck
 from record import SHORT_PATIENCE, Record, read_record, write_record
 from request import Request
-from watch import Watch, follow, learn, start
+from watch import ROLLED_BACK, Watch, follow, learn, start
 
 LOGGER = logging.getLogger(__name__)
-ROLLED_BACK = "its deployment is being rolled back."
 CLOCK_SKEW = 5.0
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from aws import PATIENCE, Aws, as_far_as_possible, passes, phase_began
 from cfn_response import UNKNOWN, Answer, failed, succeeded
 from decision import goes_on
-from ecs_task import VISIBLE_SECONDS, NotStartedError, Task, Tasks
+from ecs_task import VISIBLE_SECONDS, NotStartedError, Task, Tasks, TooLateError
 from outcome import Outcome, judge, stuck, was_refused
 from record import SHORT_PATIENCE, Record, read_record, write_record
 from request import Request
@@ -18,6 +18,7 @@ from request import Request
 # What is left to do after this has been checked, at worst: the next poll (17 s), the log read three times (91 s), the
 # record read and written (50 s), and the answer sent (65 s).
 HAND_ON_MILLISECONDS = 300_000
+ROLLED_BACK = "its deployment is being rolled back."
 TRIGGER_FAILED = "its trigger has failed."
 # Lambda delivers an event within a few seconds, and again after a minute.
 PROMPT_SECONDS = 20.0
@@ -69,6 +70,8 @@ def is_over(event: Mapping[str, Any], aws: Aws, request: Request) -> bool:
 def start(event: Mapping[str, Any], tasks: Tasks, began: float) -> Watch:
     """Start the task, or adopt the one that an earlier delivery has started; raises what ``Tasks.start`` raises.
 
+    A request that is over by then has its task stopped.
+
     Args:
         event: the request, as CloudFormation sent it.
         tasks: of the request.
@@ -83,6 +86,13 @@ def start(event: Mapping[str, Any], tasks: Tasks, began: float) -> Watch:
         # ECS may have started it, and only its answer was lost.
         _stop_all(tasks, VISIBLE_SECONDS if passes(error, PATIENCE) else 0)
         raise
+    over = False
+    with as_far_as_possible("the deployment is taken for one that goes on"):
+        over = is_over(event, tasks.aws, tasks.request)
+    if over:
+        # The rollback, or the delete, may have looked before there was a task.
+        tasks.stop(task, ROLLED_BACK)
+        raise TooLateError
     return Watch(task["taskArn"], task["createdAt"].timestamp(), deadline, downgrades=tasks.request.downgrades)
 
 
