@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Sequence
 
 
@@ -28,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        code = main()
     except KeyboardInterrupt:
-        sys.exit(130)
+        code = 130
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        # The team's code has left it behind, and Python would wait for it.
+        os._exit(code)
+    sys.exit(code)

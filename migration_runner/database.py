@@ -192,7 +192,7 @@ def database_failure(error: BaseException, revision: str | None) -> RunError | N
             kind="SessionLost",
             sqlstate=sqlstate,
             revision=revision,
-            hint="The transaction was rolled back; it is safe to run this again.",
+            hint="It is safe to run this again.",
         )
     if not diagnosis.message_primary:
         return None
@@ -285,7 +285,16 @@ REFUSALS = (
         sqlstate="3D000",
     ),
     Refusal(
-        r"root certificate file|invalid \S+ value|invalid (port number|integer value|connection option|dsn)",
+        r"permission denied for database",
+        ExitCode.REFUSED,
+        "CredentialsRefused",
+        "The user may not connect to this database.",
+        "Let an administrator run GRANT CONNECT ON DATABASE ... TO the user.",
+        sqlstate="42501",
+    ),
+    Refusal(
+        r"root certificate file|unrecognized configuration parameter|for parameter|definition of service"
+        r"|invalid \S+ value|invalid (port number|integer value|connection option|dsn)",
         ExitCode.WRONG_USE,
         "SettingsError",
         "libpq can't use a connection parameter.",

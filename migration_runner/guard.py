@@ -38,6 +38,7 @@ WHERE a.pid = ANY (SELECT unnest(pg_blocking_pids(pid)) FROM unnest(%s) AS waiti
 """
 HELD = "SELECT count(*) FROM pg_locks WHERE pid = ANY (%s) AND locktype <> 'virtualxid'"
 # Of a query only the words before its first value: what comes later may be anybody's data.
+COMMENTS = re.compile(r"(?s)/\*.*?\*/|--[^\n]*")
 FIRST_WORDS = re.compile(r"""(?s)([^'"$0-9\\\n]{0,40}).*""")
 
 
@@ -149,6 +150,6 @@ def blocker(pid: int, name: str | None, query: str | None, state: str | None, ag
     if query == "<insufficient privilege>":
         words = "pg_read_all_stats would show its query"
     else:
-        words = FIRST_WORDS.sub(r"\1", (query or "").lstrip()).strip()
+        words = FIRST_WORDS.sub(r"\1", COMMENTS.sub(" ", query or "").lstrip()).strip()
     told = [name or "without a name", state or "", f"{age:.0f} s old" if age is not None else "", words]
     return f"session {pid} ({', '.join(part for part in told if part)})"

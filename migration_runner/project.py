@@ -46,6 +46,8 @@ from migration_runner.stop import Stop
 ASYNC_DRIVER = "postgresql+psycopg"
 LOCK_TIMEOUT = "100ms"
 DEADLOCK = "40P01"
+# Between two transactions, as libpq puts it.
+IDLE = 0
 LONGEST_PAUSE = 5.0
 CONNECT_SECONDS = 10
 SAMPLE_SECONDS = 0.03
@@ -268,7 +270,7 @@ class Project:
             event.listen(Engine, name, listener, retval=name.startswith("before"))
         try:
             yield
-        except (Exception, SystemExit, KeyboardInterrupt) as error:
+        except BaseException as error:
             revision = self._step.revision.revision if self._step else None
             raise failure(error, revision, self._files) from None
         finally:
@@ -439,7 +441,7 @@ class Project:
                     with sampler.sampling() if attempt > 1 else _nothing():
                         migrate(**arguments)
                     break
-                except Exception as error:
+                except DBAPIError as error:
                     step.inside = False
                     told = failure(error, revision.revision, self._files)
                     if told.sqlstate not in (LOCK_NOT_AVAILABLE, DEADLOCK) or step.committed or self._stop.signal:
@@ -559,6 +561,10 @@ class Project:
                 revision=step.revision.revision,
                 hint="Raise the timeout, or let several revisions do the work.",
             )
+        if step.statements and connection.connection.driver_connection.info.transaction_status == IDLE:
+            # The migration has ended its transaction itself, or never had one: nothing may be done a second time.
+            step.committed = True
+            self.half_done = step.revision.revision
         step.statements += 1
         step.began = time.monotonic()
         index = CONCURRENTLY.match(statement)
@@ -624,6 +630,13 @@ class _Lazily:
                     "Make it when nothing is changed any more: python -m migration_runner.revisions alembic.ini",
                 )
             module = self._module = load_python_file(str(path.parent), path.name)
+        if not hasattr(module, name):
+            raise RunError(
+                f"{self._read.path.name} has no {name}().",
+                exit_code=ExitCode.FAILED,
+                kind="NoSuchDirection",
+                revision=self.revision,
+            )
         return getattr(module, name)
 
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import quote, quote_plus
 
 from migration_runner.errors import ExitCode, RunError
@@ -31,6 +31,7 @@ BASE = "base"
 ENCODER = json.JSONEncoder(separators=(",", ":"))
 # Whoever writes much is read this often, and the run itself reads before each of its own lines.
 READ_SECONDS = 0.02
+LONGEST_LINE = 1 << 20
 # The quotation marks of PostgreSQL's messages in its languages.
 QUOTES = '"„“”«»'
 
@@ -102,8 +103,13 @@ class Report:
         os.dup2(writing, 1)
         os.dup2(writing, 2)
         os.close(writing)
+        # What a migration forks has no part in the run.
+        os.register_at_fork(after_in_child=report._fall_silent)
         threading.Thread(target=report._keep_reading, args=[report._pipe], daemon=True).start()
         return report
+
+    def _fall_silent(self) -> None:
+        self._stream = None
 
     def hide(self, password: str | None) -> None:
         """Show ``***`` from now on wherever output, an error's message or its hint holds the password."""
@@ -113,7 +119,7 @@ class Report:
         """Say that something happened: the sentence on a terminal, unless it is empty, name and fields elsewhere."""
         with self._lock:
             self._catch_up()
-            self._say(name, sentence, **fields)
+            self._say(name, self._hidden(sentence), **self._hidden(fields))
 
     def progress(self, name: str, sentence: str, **fields: object) -> None:
         """The same, but on a terminal the sentence stays only until the next one."""
@@ -181,10 +187,26 @@ class Report:
             *lines, self._begun = (self._begun + text).split(b"\n")
             for line in lines:
                 self._pass_on(line)
+            if len(self._begun) > LONGEST_LINE:
+                self._pass_on(self._begun)
+                self._begun = b""
 
     def _pass_on(self, line: bytes) -> None:
         text = redacted(line.decode(errors="backslashreplace"), self._password)
         self._say("migration.output", text, text=text)
+
+    def _hidden(self, told: Any) -> Any:
+        """The same with ``***`` for the password, which a migration may have written into its own SQL."""
+        if not self._password:
+            return told
+        match told:
+            case str():
+                return _spelled(self._password).sub("***", told)
+            case dict():
+                return {key: self._hidden(value) for key, value in told.items()}
+            case list():
+                return [self._hidden(one) for one in told]
+        return told
 
     def _say(self, name: str, sentence: str, **fields: object) -> None:
         if not self._for_person:
@@ -232,7 +254,7 @@ def _json(**fields: object) -> str:
 
 def shown(current: Collection[str] | None) -> str | None:
     """The revisions that a schema is at, as one text: "base" when there is none, None when it was not seen."""
-    return None if current is None else ", ".join(sorted(current)) or BASE
+    return None if current is None else ", ".join(sorted(map(str, current))) or BASE
 
 
 def _result_line(result: Result, milliseconds: int) -> str:
@@ -280,6 +302,7 @@ def _spelled(password: str) -> re.Pattern[str]:
     """The password as URLs, JSON, Python and ini files write it; the longest first, as one may contain another."""
     urls = {quote(password, safe=safe) for safe in ("", "/", " +")} | {quote_plus(password)}
     texts = {json.dumps(password), json.dumps(password, ensure_ascii=False), repr(password)}
-    plain = {password} | urls | {text[1:-1] for text in texts}
+    plain = {password, password.replace("'", "''"), repr(password.encode())[2:-1]} | urls
+    plain |= {text[1:-1] for text in texts}
     spellings = sorted(plain | {text.replace("%", "%%") for text in plain}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, spellings)), re.IGNORECASE)

@@ -190,7 +190,7 @@ def read_manifest(config: str | Path) -> tuple[list[Revision], str] | None:
         is_fresh = all(os.stat(one.file).st_size == one.size for one in read)  # noqa: PTH116 - thousands of them
     except OSError:
         is_fresh = False
-    if not is_fresh:
+    if not is_fresh or not read:
         raise StaleManifestError
     return read, str(header["fingerprint"])
 

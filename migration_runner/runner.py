@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from signal import SIGTERM
 
@@ -78,7 +78,9 @@ def run(request: Request, environment: Mapping[str, str], report: Report) -> Exi
                 one.carry_out()
             except RunError as error:
                 result.error = error
-            except (Exception, SystemExit) as error:
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
                 result.error = failure(error)
             stop.finish()
         except KeyboardInterrupt:
@@ -124,6 +126,8 @@ class Run:
             "migration.started", f"{request.command}: the image is at {newest}.", command=request.command, newest=newest
         )
         own = wait_for(self._parameters, request.wait, report)
+        # It may also come from a file of libpq's.
+        report.hide(own.info.password)
         with closing(own):
             self._guard = Guard(own, report)
             deadline = None if request.timeout is None else started + request.timeout
@@ -159,7 +163,8 @@ class Run:
         config = self._request.config
         try:
             try:
-                read = read_manifest(config)
+                # A status is about the files themselves.
+                read = None if self._request.command == "status" else read_manifest(config)
             except StaleManifestError:
                 read = None
                 self._report.event(
@@ -182,8 +187,7 @@ class Run:
         def plan(current: tuple[str, ...]) -> Journey | None:
             nonlocal before, incomplete
             before = result.start = result.at = current
-            if request.command != "stamp":
-                check_known(revisions, current)
+            check_known(revisions, current)
             target = destination(request, revisions, current)
             result.target = target or BASE
             incomplete = self._tell_differences(Ledger(guard, project.environment.version_table), current)
@@ -375,9 +379,20 @@ def check_known(revisions: Sequence[Revision], current: Collection[str]) -> None
     """Refuse a schema that another image has brought further than this one can know.
 
     Raises:
-        RunError: the schema is at a revision that is not among ``revisions``.
+        RunError: the schema is at a revision that is not among ``revisions``, or its version table contradicts itself.
     """
-    unknown = sorted(set(current) - {one.revision for one in revisions})
+    for one in current if len(current) > 1 else ():
+        # Of what another row comes after, Alembic keeps no row of its own.
+        others = list(current)
+        others.remove(one)
+        if one in lineage([replace(known, depends_on=()) for known in revisions], others):
+            raise RunError(
+                f"The version table holds {' and '.join(sorted(map(str, current)))}, of which one comes after another.",
+                exit_code=ExitCode.FAILED,
+                kind="VersionTableInconsistent",
+                hint="Somebody has written to it by hand: find out where the schema is, and delete the other rows.",
+            )
+    unknown = sorted(set(map(str, current)) - {one.revision for one in revisions})
     if unknown:
         raise RunError(
             f"The database is at {' and '.join(unknown)}, which this image (newest: {head(revisions)}) does not have.",

@@ -230,6 +230,40 @@ def test_a_run_that_loses_the_lock_while_it_waits_for_a_table_tells_it_as_an_err
     assert "Traceback" not in outcome.output
 
 
+@pytest.mark.parametrize(
+    ("commit", "env"),
+    [
+        ("op.execute('COMMIT')", None),
+        ("op.get_bind().commit()", None),
+        ("op.get_bind().connection.commit()", None),
+        ("pass", "connectable = connectable.execution_options(isolation_level='AUTOCOMMIT')\n    with connectable"),
+    ],
+)
+def test_what_a_migration_has_committed_itself_is_never_done_twice(
+    database: Database, project: Project, commit: str, env: str | None
+) -> None:
+    project.write("aaaa", None, "op.execute('CREATE TABLE t (id int)'); op.execute('CREATE TABLE log (id int)')")
+    assert migrate(database, "upgrade", project=project.path).exit_code == 0
+    if env:
+        file = project.path / "migrations" / "env.py"
+        file.write_text(file.read_text().replace("with connectable", env))
+    project.write("bbbb", "aaaa", f"op.execute('INSERT INTO log VALUES (1)'); {commit}; {ALTER}")
+    with transaction(database, "SELECT FROM t"):
+        locked = migrate(database, "upgrade", "--lock-wait", "2", project=project.path)
+    assert locked.exit_code == 4
+    assert database.rows("SELECT count(*) FROM log") == [(1,)]
+
+
+def test_the_blocker_is_named_without_its_comments(database: Database, project: Project) -> None:
+    project.write("aaaa", None, "op.execute('CREATE TABLE t (id int)')")
+    project.write("bbbb", "aaaa", ALTER)
+    assert migrate(database, "upgrade", "aaaa", project=project.path).exit_code == 0
+    with transaction(database, "/* cAnArY */ SELECT id FROM t -- cAnArY"):
+        locked = migrate(database, "upgrade", "--lock-wait", "1", project=project.path)
+    assert "SELECT id FROM t" in locked.error["message"]
+    assert "cAnArY" not in locked.output
+
+
 def test_a_migration_of_its_own_patience_keeps_it_after_an_autocommit_block(
     database: Database, project: Project
 ) -> None:

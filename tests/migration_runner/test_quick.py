@@ -188,7 +188,7 @@ DIFFERENCES: dict[str, tuple[Callable[[Database, Project], object], int, str, st
     "invalid index": (invalid_index, 0, "bbbb", "index_rebuilt"),
     "behind": (new_revision, 0, "cccc", "revision"),
     "ahead": (sql("UPDATE alembic_version SET version_num = 'zzzz'"), 5, "zzzz", "result"),
-    "several heads": (sql("INSERT INTO alembic_version VALUES ('aaaa')"), 0, "aaaa, bbbb", "nothing_to_do"),
+    "several heads": (sql("INSERT INTO alembic_version VALUES ('aaaa')"), 1, "aaaa, bbbb", "result"),
     "no ledger": (sql("DROP SCHEMA migration_runner CASCADE"), 0, "bbbb", "adopted"),
     "never verified": (sql("DELETE FROM migration_runner.verified"), 0, "bbbb", "nothing_to_do"),
 }

@@ -7,6 +7,7 @@ import pty
 import runpy
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -144,6 +145,45 @@ def test_a_value_that_a_message_quotes_is_not_shown_either(database: Database, p
     failed = migrate(database, "upgrade", project=project.path)
     assert failed.error["message"] == 'invalid input syntax for type integer: "***"'
     assert "private" not in failed.output + failed.errors
+
+
+@pytest.mark.parametrize(
+    ("upgrade", "kind"),
+    [("import asyncio; raise asyncio.CancelledError", "CancelledError"), ("raise BaseException", "BaseException")],
+)
+def test_whatever_a_migration_raises_there_is_a_result(
+    database: Database, project: Project, upgrade: str, kind: str
+) -> None:
+    project.write("aaaa", None, upgrade)
+    failed = migrate(database, "upgrade", project=project.path)
+    assert (failed.exit_code, failed.error["kind"], failed.error["revision"]) == (1, kind, "aaaa")
+
+
+def test_a_thread_that_a_migration_leaves_behind_does_not_keep_the_run_from_its_end(
+    database: Database, project: Project
+) -> None:
+    project.write("aaaa", None, "import threading, time; threading.Thread(target=time.sleep, args=(50,)).start()")
+    began = time.monotonic()
+    assert migrate(database, "upgrade", project=project.path).exit_code == 0
+    assert time.monotonic() - began < 30
+
+
+def test_a_direction_that_a_file_lacks_is_named(database: Database, project: Project) -> None:
+    path = project.write("aaaa", None)
+    path.write_text(path.read_text().replace("def upgrade", "def up"))
+    failed = migrate(database, "upgrade", project=project.path)
+    assert (failed.exit_code, failed.error["message"]) == (1, "aaaa_step.py has no upgrade().")
+
+
+def test_a_version_table_that_contradicts_itself_is_refused(database: Database, project: Project) -> None:  # P17
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa")
+    assert migrate(database, "upgrade", project=project.path).exit_code == 0
+    database.rows("INSERT INTO alembic_version VALUES ('aaaa')")
+    for command in (["upgrade"], ["downgrade", "aaaa"], ["status"], ["stamp", "head"]):
+        refused = migrate(database, *command, project=project.path)
+        assert (refused.exit_code, refused.error["kind"]) == (1, "VersionTableInconsistent")
+        assert "holds aaaa and bbbb, of which one comes after another" in refused.error["message"]
 
 
 def test_an_error_at_commit_is_the_revisions_own_and_is_not_counted_as_applied(

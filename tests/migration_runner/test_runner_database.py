@@ -307,6 +307,16 @@ def test_a_wrong_password_is_not_waited_for(database: Database) -> None:
     assert database.user not in refused.output + refused.errors
 
 
+def test_what_waiting_does_not_mend_is_not_waited_for(database: Database, postgres: Postgres) -> None:
+    odd = refusal({**connection_parameters({"DATABASE_URL": database.url}), "options": "-cjunk=1"})
+    assert (odd.exit_code, odd.kind) == (2, "SettingsError")
+    with closing(postgres.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute(f"REVOKE CONNECT ON DATABASE {database.name} FROM PUBLIC")
+        cursor.execute(f"ALTER DATABASE {database.name} OWNER TO CURRENT_USER")
+    refused = refusal(connection_parameters({"DATABASE_URL": database.url}))
+    assert (refused.exit_code, refused.sqlstate) == (6, "42501")
+
+
 def test_a_refusal_in_another_encoding_is_understood() -> None:
     told = 'FATAL:  password authentication failed for user "jos\xe9"'.encode("latin-1")
     with pytest.raises(UnicodeDecodeError) as undecoded:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -107,6 +108,30 @@ def test_a_password_beside_the_url_is_hidden_as_well(database: Database, project
         {"DATABASE_URL": address, "PGPASSWORD": "cAnArY"},
     ):
         assert run("upgrade", project=project.path, environment=settings).error["message"] == "***"
+
+
+def test_a_password_that_a_migration_writes_into_its_sql_is_hidden_in_a_plan(
+    database: Database, project: Project
+) -> None:
+    project.write("aaaa", None, "import os; op.execute('COMMENT ON TABLE t IS $$' + os.environ['DATABASE_URL'] + '$$')")
+    for form in ([], ["--json"]):
+        plan = migrate(database, "plan", *form, project=project.path)
+        assert plan.exit_code == 0
+        assert "COMMENT ON TABLE t" in plan.output
+        assert not any(spelling in plan.output for spelling in spellings(database.password))
+
+
+def test_a_password_from_a_file_of_libpqs_is_hidden_as_well(
+    database: Database, project: Project, tmp_path: Path
+) -> None:
+    database.rows(f"ALTER ROLE {database.user} PASSWORD 'cAnArYcAnArY'")
+    file = tmp_path / "pgpass"
+    file.write_text("*:*:*:*:cAnArYcAnArY\n")
+    file.chmod(0o600)
+    project.write("aaaa", None, "op.execute('ALTER ROLE app PASSWORD cAnArYcAnArY')")
+    address = f"postgresql://{database.user}@{database.host}:{database.port}/{database.name}"
+    failed = run("upgrade", project=project.path, environment={"DATABASE_URL": address, "PGPASSFILE": str(file)})
+    assert failed.error["message"] == 'syntax error at or near "***"'
 
 
 # Every way past print(): descriptors, buffers, child processes, and what was bound before the run began.
