@@ -13,7 +13,7 @@ TEMPLATE ?= .local/deployed/DevStack.template.json
 
 $(shell mkdir -p .local/tmp)
 
-.PHONY: help setup deploy-local tour destroy-local test bench lint types synth diff snapshots wheel lock clean
+.PHONY: help setup deploy-local tour destroy-local test bench kills lint types synth diff snapshots wheel lock clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test: lint types synth ## everything that CI checks
 
 bench: $(READY) ## time the runner next to its peers: ten to twenty minutes
 	@.venv/bin/python -m benchmarks
+
+kills: $(READY) ## interrupt 500 migrations at random moments: about fifteen minutes
+	KILLS=500 .venv/bin/python -m pytest -s tests/migration_runner/test_kills.py
 
 lint: $(READY) ## ruff, and what is unsafe in the migrations
 	.venv/bin/ruff check

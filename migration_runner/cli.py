@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from migration_runner.report import Report
-from migration_runner.runner import Request, run
+from migration_runner.runner import run
+from migration_runner.target import Request
 
 EXIT_CODES = """\
 exit codes:

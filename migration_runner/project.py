@@ -9,25 +9,20 @@ from __future__ import annotations
 
 import os
 import random
-import re
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import wraps
-from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import HeadMaintainer, MigrationContext, MigrationStep, RevisionStep, StampStep
-from alembic.script import Script, ScriptDirectory
+from alembic.runtime.migration import HeadMaintainer, MigrationContext, MigrationStep, RevisionStep
+from alembic.script import ScriptDirectory
 from alembic.script.revision import RevisionMap
-from alembic.util import load_python_file
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
@@ -35,11 +30,14 @@ from migration_runner.database import DRIVER, LOCK_NOT_AVAILABLE, be_noticed_whe
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.failures import failure
 from migration_runner.guard import DATABASE, Guard
-from migration_runner.ledger import ADD, ADD_IF_MOVED, BUILDING, BUILT, EXISTS, IS_BUILDING, MAKE, REMOVE
+from migration_runner.indexes import CONCURRENTLY, resumed
+from migration_runner.ledger import ADD, ADD_IF_MOVED, BUILT, EXISTS, MAKE, REMOVE
 from migration_runner.manifest import configuration_files
+from migration_runner.patience import Limits, Sampler, locked_out
 from migration_runner.report import Report, milliseconds_since, shown
 from migration_runner.revisions import Revision, script_location
 from migration_runner.settings import NAME
+from migration_runner.steps import Journey, script_of, steps_of
 from migration_runner.stop import Stop
 
 # SQLAlchemy needs another driver for an env.py that is asynchronous.
@@ -50,63 +48,15 @@ DEADLOCK = "40P01"
 IDLE = 0
 LONGEST_PAUSE = 5.0
 CONNECT_SECONDS = 10
-SAMPLE_SECONDS = 0.03
 SESSION = """
 SELECT set_config('lock_timeout', %s, false), set_config('idle_in_transaction_session_timeout', '5min', false),
        pg_backend_pid()
 """
 SESSION_OF_ENV_PY = f"SELECT current_schema(), current_user::text, {DATABASE}"
-CONCURRENTLY = re.compile(
-    r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?P<lenient>IF\s+NOT\s+EXISTS\s+)?"
-    r"""(?P<name>"(?:[^"]|"")+"|\w+)\s+ON\s+(?:ONLY\s+)?"""
-    r"""(?P<table>(?:"(?:[^"]|"")+"|\w+)(?:\.(?:"(?:[^"]|"")+"|\w+))?)""",
-    re.IGNORECASE,
-)
-OF_THIS_NAME = """
-SELECT c.oid::regclass::text, i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-WHERE i.indrelid = to_regclass(%s) AND c.relname = (parse_ident(%s))[1]
-"""
-
 VERSION_UPDATES = ("_insert_version", "_update_version", "_delete_version")
 MOVE = f"WITH moved AS (UPDATE {{table}} SET version_num = %s WHERE version_num = %s RETURNING 1) {ADD_IF_MOVED}"  # noqa: S608 - constants
 
-Plan = Callable[[tuple[str, ...]], "Journey | None"]
-
-
-@dataclass(frozen=True)
-class Journey:
-    """Which way to go, and where to.
-
-    Args:
-        direction: ``upgrade``, ``downgrade`` or ``stamp``.
-        target: a revision; None for an empty schema.
-    """
-
-    direction: str
-    target: str | None
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long a run may take.
-
-    Args:
-        lock_wait: how long to wait for a lock, in seconds.
-        deadline: when all must have ended, as ``time.monotonic`` counts; None for no such time.
-    """
-
-    lock_wait: float
-    deadline: float | None = None
-
-    @property
-    def patience(self) -> float:
-        """How long to wait for a lock that is needed now, in seconds."""
-        return self.lock_wait if self.deadline is None else max(0.0, min(self.lock_wait, self.left))
-
-    @property
-    def left(self) -> float:
-        """How many seconds there are until the deadline."""
-        return float("inf") if self.deadline is None else self.deadline - time.monotonic()
+Plan = Callable[[tuple[str, ...]], Journey | None]
 
 
 @dataclass
@@ -209,7 +159,7 @@ class Project:
 
         def steps(heads: tuple[str, ...], context: MigrationContext) -> Iterable[MigrationStep]:
             journey = plan(heads)
-            planned = self._steps(journey, heads, context) if journey else []
+            planned = steps_of(journey, heads, self._revisions, context.script) if journey else []
             self._prepare(context)
             for step in planned:
                 self._guard.check()
@@ -220,7 +170,7 @@ class Project:
 
         self._run(steps, locking=True)
 
-    def at_length(self, statement: str) -> None:
+    def run_long(self, statement: str) -> None:
         """Run what may take long on the runner's own connection; a signal, the deadline and the process end it."""
         guard = self._guard
         if self._limits.deadline is not None:
@@ -236,7 +186,7 @@ class Project:
         self.environment = Environment()
         script = ScriptDirectory.from_config(self._config)
         everything = reversed(self._revisions.values())
-        script.__dict__["revision_map"] = RevisionMap(lambda: map(self._script, everything))
+        script.revision_map = RevisionMap(lambda: map(script_of, everything))
 
         def begin(heads: tuple[str, ...], context: MigrationContext) -> Iterable[Any]:
             self.environment.before = heads
@@ -359,47 +309,6 @@ class Project:
         if not context._in_external_transaction:
             connection.commit()
 
-    def _steps(self, journey: Journey, heads: tuple[str, ...], context: MigrationContext) -> list[MigrationStep]:
-        """All that is to be run is imported before the first of it is."""
-        script: Any = context.script
-        target = journey.target or "base"
-        if journey.direction == "stamp":
-            stamps: list[StampStep] = script._stamp_revs(target, heads)
-            return list(stamps)
-        line = self._line(journey, heads)
-        if line is None:
-            move = {"upgrade": script._upgrade_revs, "downgrade": script._downgrade_revs}[journey.direction]
-            steps: list[RevisionStep] = move(target, heads[0] if len(heads) == 1 else heads)
-            return list(steps)
-        upward = journey.direction == "upgrade"
-        # Alembic needs to know of no others.
-        ends = [one for one in (heads[0] if heads else None, journey.target) if one]
-        outside = [self._revisions[one] for one in ends if self._revisions[one] not in line]
-        known = [self._script(replace(one, down_revisions=(), depends_on=())) for one in outside]
-        scripts = [self._script(one) for one in line]
-        chain = RevisionMap(lambda: [*known, *scripts])
-        chain._revision_map  # noqa: B018 - it resolves the scripts' parents
-        return [RevisionStep(chain, one, upward) for one in scripts]
-
-    def _line(self, journey: Journey, heads: tuple[str, ...]) -> list[Revision] | None:
-        """The revisions to run, in order, when each has the one before it as its only parent; None otherwise."""
-        if len(heads) > 1:
-            return None
-        old, new = (heads[0] if heads else None), journey.target
-        top, bottom = (new, old) if journey.direction == "upgrade" else (old, new)
-        line: list[Revision] = []
-        at = top
-        while at != bottom:
-            one = self._revisions.get(at or "")
-            if one is None or len(one.down_revisions) > 1 or one.depends_on:
-                return None
-            line.append(one)
-            at = one.down_revisions[0] if one.down_revisions else None
-        return line[::-1] if journey.direction == "upgrade" else line
-
-    def _script(self, revision: Revision) -> Script:
-        return Script(_Lazily(revision), revision.revision, revision.file)  # type: ignore[arg-type]
-
     def _watched(self, step: RevisionStep, context: MigrationContext, start: Collection[str]) -> Iterator[RevisionStep]:
         """The same step, told about; Alembic comes back after it has committed it."""
         revision = self._revisions[step.revision.revision]
@@ -433,7 +342,7 @@ class Project:
         def run(**arguments: Any) -> None:
             began, patience = time.monotonic(), self._limits.patience
             for attempt in count(1):
-                sampler = _Sampler(self._guard, self.environment.sessions)
+                sampler = Sampler(self._guard, self.environment.sessions)
                 try:
                     self._set_timeouts(context, revision)
                     step.statements, step.inside = 0, True
@@ -452,7 +361,7 @@ class Project:
                     blockers = sorted(sampler.seen)
                     waited = time.monotonic() - began
                     if attempt > 1 and waited + pause >= patience:
-                        raise _locked_out(told, waited, attempt, blockers) from None
+                        raise locked_out(told, waited, attempt, blockers) from None
                     transaction = _connection(context).get_transaction()
                     if transaction:
                         transaction.rollback()
@@ -570,27 +479,10 @@ class Project:
         index = CONCURRENTLY.match(statement)
         if index:
             step.inside = False
-            statement = self._resumed(connection, index, step.revision.revision)
+            statement = resumed(connection, index, self.environment.version_table, step.revision.revision, self._report)
             step.inside = True
             step.began = time.monotonic()
         return statement, parameters
-
-    def _resumed(self, connection: Any, index: re.Match[str], revision: str) -> str:
-        """The statement, after what an interrupted run has left of its index would make it fail, or do nothing."""
-        found = connection.exec_driver_sql(OF_THIS_NAME, (index["table"], index["name"])).all()
-        for name, is_valid in found:
-            if not is_valid:
-                self._report.event(
-                    "migration.index_dropped", f"{name} was left INVALID, and is built anew.", index=name
-                )
-                connection.exec_driver_sql(f"DROP INDEX CONCURRENTLY {name}")
-        begun = (self.environment.version_table, revision, index.string)
-        if connection.exec_driver_sql(IS_BUILDING, begun).first():
-            at = index.start("name")
-            return index.string if index["lenient"] else f"{index.string[:at]}IF NOT EXISTS {index.string[at:]}"
-        if not any(is_valid for _, is_valid in found):
-            connection.exec_driver_sql(BUILDING, begun)
-        return index.string
 
     def _after_statement(self, *_: object) -> None:
         step = self._step
@@ -605,84 +497,10 @@ class Project:
         )
 
 
-class _Lazily:
-    """A revision file as Alembic sees it, imported only when its functions are asked for."""
-
-    def __init__(self, revision: Revision) -> None:
-        parents = revision.down_revisions
-        self.revision = revision.revision
-        self.down_revision = parents[0] if len(parents) == 1 else parents or None
-        self.branch_labels = revision.branch_labels or None
-        self.depends_on = revision.depends_on or None
-        self.__doc__ = revision.message
-        self._read = revision
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        module = self.__dict__.get("_module")
-        if module is None:
-            path = self._read.path
-            if sha256(path.read_bytes()).hexdigest() != self._read.checksum:
-                raise wrong_use(
-                    "RevisionChanged",
-                    f"{path.name} was changed after the manifest beside alembic.ini had been made.",
-                    "Make it when nothing is changed any more: python -m migration_runner.revisions alembic.ini",
-                )
-            module = self._module = load_python_file(str(path.parent), path.name)
-        if not hasattr(module, name):
-            raise RunError(
-                f"{self._read.path.name} has no {name}().",
-                exit_code=ExitCode.FAILED,
-                kind="NoSuchDirection",
-                revision=self.revision,
-            )
-        return getattr(module, name)
-
-
-class _Sampler:
-    """Looks from the runner's own connection who stands in the way of the sessions."""
-
-    def __init__(self, guard: Guard, sessions: Sequence[int]) -> None:
-        self._guard = guard
-        self._sessions = sessions
-        self._over = threading.Event()
-        self.seen: set[str] = set()
-
-    @contextmanager
-    def sampling(self) -> Iterator[None]:
-        """Look again and again, within."""
-        thread = threading.Thread(target=self._sample, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join()
-
-    def _sample(self) -> None:
-        # That the connection is lost is told before the next migration.
-        with suppress(RunError, psycopg2.Error):
-            while not self._over.wait(SAMPLE_SECONDS):
-                self.seen = set(self._guard.blockers(self._sessions)) or self.seen
-
-
 def _connection(context: MigrationContext) -> Connection:
     if context.connection is None:
         raise wrong_use("NoConnection", "env.py has configured Alembic without a connection.")
     return context.connection
-
-
-def _locked_out(told: RunError, seconds: float, attempts: int, blockers: Sequence[str]) -> RunError:
-    in_the_way = f" In the way: {'; '.join(blockers)}." if blockers else ""
-    return RunError(
-        f"A lock was not free in {seconds:.0f} s, {attempts} tries: {told.message}.{in_the_way}",
-        exit_code=ExitCode.LOCKED,
-        kind=told.kind,
-        sqlstate=told.sqlstate,
-        revision=told.revision,
-        hint="End what stands in the way, or wait for it; then run this again.",
-    )
 
 
 @contextmanager

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
 from signal import SIGTERM
-
-import psycopg2
 
 from migration_runner import inspection
 from migration_runner.database import wait_for
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.failures import failure
 from migration_runner.guard import Guard
+from migration_runner.indexes import mend_indexes
 from migration_runner.ledger import Ledger
 from migration_runner.manifest import StaleManifestError
-from migration_runner.project import Journey, Limits, Project
+from migration_runner.patience import Limits
+from migration_runner.project import Project
 from migration_runner.report import BASE, Report, Result, shown
 from migration_runner.revisions import (
     Revision,
@@ -30,35 +27,15 @@ from migration_runner.revisions import (
     read_manifest,
     read_revisions,
 )
-from migration_runner.settings import INVALID_INDEXES, connection_parameters
+from migration_runner.settings import connection_parameters
+from migration_runner.steps import Journey
 from migration_runner.stop import Stop
+from migration_runner.target import Request, check_known, check_request, destination, is_at, named
 
 # What these tell of the files, they tell without a database too.
 FILES_DO = ("plan", "history")
 # A session that the server was told to cancel lets go of its locks within a moment.
 LOCKS_GONE_SECONDS = 1.0
-INVALID = f"SELECT i.indexrelid::regclass::text, c.relname ~ '_cc(new|old)[0-9]*$' {INVALID_INDEXES} ORDER BY 1"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for.
-
-    Args:
-        command: upgrade, downgrade, stamp, status, plan, history or check.
-        config: the project's ``alembic.ini``.
-        wait: how long to wait for the database, in seconds.
-        revision: the target: of an upgrade None for the newest, of a downgrade also ``base``, ``-1`` and so on.
-        lock_wait: how long to wait for a lock, in seconds.
-        timeout: how long all may take, in seconds; None for no limit.
-    """
-
-    command: str
-    config: Path
-    wait: float = 60.0
-    revision: str | None = None
-    lock_wait: float = 300.0
-    timeout: float | None = None
 
 
 def run(request: Request, environment: Mapping[str, str], report: Report) -> ExitCode:
@@ -115,9 +92,9 @@ class Run:
         check_request(request, self._revisions, self._environment.get("MIGRATION_TARGET"))
         newest = head(self._revisions)
         # Where a downgrade leads may depend on where the schema is.
-        result.target = None if request.command == "downgrade" else _named(request, self._revisions)
-        named = self._environment.get("DATABASE_SECRET") or self._environment.get("DATABASE_URL")
-        if request.command == "check" or (request.command in FILES_DO and not named):
+        result.target = None if request.command == "downgrade" else named(request, self._revisions)
+        database = self._environment.get("DATABASE_SECRET") or self._environment.get("DATABASE_URL")
+        if request.command == "check" or (request.command in FILES_DO and not database):
             self._inspect_files()
             return
         self._parameters = connection_parameters(self._environment)
@@ -191,7 +168,7 @@ class Run:
             target = destination(request, revisions, current)
             result.target = target or BASE
             incomplete = self._tell_differences(Ledger(guard, project.environment.version_table), current)
-            if _is_at(target, current, revisions):
+            if is_at(target, current, revisions):
                 at = shown(current)
                 self._report.event("migration.nothing_to_do", f"Nothing to do: the schema is at {at}.", at=at)
                 return None
@@ -208,14 +185,14 @@ class Run:
             raise
         after = self._look_again(project, guard, before)
         target = None if result.target == BASE else result.target
-        if not _is_at(target, after, revisions):
+        if not is_at(target, after, revisions):
             raise RunError(
                 f"Alembic reported no error, but the schema is not at {result.target}.",
                 exit_code=ExitCode.FAILED,
                 kind="TargetNotReached",
                 hint="Look at env.py: it must run the migrations in a transaction that is committed.",
             )
-        self._mend_indexes(project, guard)
+        mend_indexes(guard, project.run_long, self._report)
         ledger = Ledger(guard, project.environment.version_table)
         if incomplete or request.command == "stamp":
             ledger.complete(revisions, lineage(revisions, after))
@@ -265,33 +242,6 @@ class Run:
                 file=one.path.name,
             )
         return bool(found.unrecorded or found.gone)
-
-    def _mend_indexes(self, project: Project, guard: Guard) -> None:
-        reasons = {}
-        for name in (name for name, is_remnant in guard.query(INVALID) if not is_remnant):
-            self._report.event(
-                "migration.index_rebuilt",
-                f"{name} was left INVALID, and is built anew.",
-                index=name,
-            )
-            try:
-                project.at_length(f"REINDEX INDEX CONCURRENTLY {name}")
-            except psycopg2.Error as error:
-                reasons[name] = failure(error)
-        # What REINDEX leaves behind when it is interrupted, or fails.
-        for name in (name for name, is_remnant in guard.query(INVALID) if is_remnant):
-            project.at_length(f"DROP INDEX CONCURRENTLY {name}")
-        left = [name for name, _ in guard.query(INVALID)]
-        if left:
-            named = [
-                f"{name} ({reasons[name].kind}: {reasons[name].message})" if name in reasons else name for name in left
-            ]
-            raise RunError(
-                f"The schema is at its target, but left INVALID is: {', '.join(named)}.",
-                exit_code=ExitCode.FAILED,
-                kind="InvalidIndex",
-                hint="Mend what keeps it from being built, then run this again; or drop it.",
-            )
 
     def _inspect(self, project: Project, guard: Guard) -> None:
         current = project.look()
@@ -345,109 +295,3 @@ def _version(guard: Guard, project: Project) -> tuple[str, ...]:
     if not guard.query("SELECT to_regclass(%s)", name)[0][0]:
         return ()
     return tuple(version for (version,) in guard.query(f"SELECT version_num FROM {name}"))  # noqa: S608 - quoted
-
-
-def check_request(request: Request, revisions: Sequence[Revision], expected: str | None) -> None:
-    """Refuse what can't work with this image, whatever the database holds.
-
-    Args:
-        request: what to do.
-        revisions: the image's, newest first.
-        expected: the revision that was the newest when the deployment was made, if known.
-
-    Raises:
-        RunError: the image has another newest revision, or lacks the one that is asked for.
-    """
-    newest = head(revisions)
-    if expected and expected != newest:
-        raise wrong_use(
-            "UnexpectedTarget",
-            f"The deployment was made for revision {expected}, but the newest in this image is {newest}.",
-            "Build the image and the template from the same revision files.",
-        )
-    symbols = {"downgrade": r"head|base|-[1-9]\d*", "stamp": "head|base"}.get(request.command, "head")
-    asked = "head" if request.revision is None else request.revision
-    if not re.fullmatch(symbols, asked) and asked not in {one.revision for one in revisions}:
-        raise wrong_use(
-            "UnknownRevision",
-            f"This image has no revision {asked}; its newest is {newest}.",
-            "Give a whole revision id; `python -m migration_runner history` lists them.",
-        )
-
-
-def check_known(revisions: Sequence[Revision], current: Collection[str]) -> None:
-    """Refuse a schema that another image has brought further than this one can know.
-
-    Raises:
-        RunError: the schema is at a revision that is not among ``revisions``, or its version table contradicts itself.
-    """
-    for one in current if len(current) > 1 else ():
-        # Of what another row comes after, Alembic keeps no row of its own.
-        others = list(current)
-        others.remove(one)
-        if one in lineage([replace(known, depends_on=()) for known in revisions], others):
-            raise RunError(
-                f"The version table holds {' and '.join(sorted(map(str, current)))}, of which one comes after another.",
-                exit_code=ExitCode.FAILED,
-                kind="VersionTableInconsistent",
-                hint="Somebody has written to it by hand: find out where the schema is, and delete the other rows.",
-            )
-    unknown = sorted(set(map(str, current)) - {one.revision for one in revisions})
-    if unknown:
-        raise RunError(
-            f"The database is at {' and '.join(unknown)}, which this image (newest: {head(revisions)}) does not have.",
-            exit_code=ExitCode.AHEAD,
-            kind="DatabaseAhead",
-            hint="Deploy an image that has this revision, or go back with that image: "
-            f"python -m migration_runner downgrade {head(revisions)}",
-        )
-
-
-def destination(request: Request, revisions: Sequence[Revision], current: Collection[str]) -> str | None:
-    """The revision to end at; None for an empty schema.
-
-    Args:
-        request: an upgrade or a downgrade that ``check_request`` has let through.
-        revisions: the image's, newest first.
-        current: what the version table holds.
-
-    Raises:
-        RunError: the target lies in the other direction, or can't be told.
-    """
-    if request.revision == "base":
-        return None
-    if request.revision and request.revision.startswith("-"):
-        return _steps_back(int(request.revision[1:]), revisions, current)
-    target = _named(request, revisions)
-    been, at = lineage(revisions, current), shown(current) or "base"
-    if request.command == "upgrade" and target in been and target not in current:
-        raise wrong_use("AlreadyBeyond", f"The schema is at {at}, beyond {target}.", "To go back, use downgrade.")
-    if request.command == "downgrade" and target not in been:
-        raise wrong_use("NotReached", f"The schema is at {at}, before {target}.", "To go there, use upgrade.")
-    return target
-
-
-def _steps_back(count: int, revisions: Sequence[Revision], current: Collection[str]) -> str | None:
-    by_id = {one.revision: one for one in revisions}
-    at = tuple(current)
-    for taken in range(count + 1):
-        if len(at) > 1:
-            forks = " and ".join(at)
-            raise wrong_use("AmbiguousTarget", f"The way back forks into {forks}.", "Name the revision to go back to.")
-        if taken < count:
-            if not at:
-                raise wrong_use("NotReached", f"The schema can't go back {count} revisions: only {taken} are applied.")
-            at = by_id[at[0]].down_revisions
-    return at[0] if at else None
-
-
-def _named(request: Request, revisions: Sequence[Revision]) -> str:
-    return head(revisions) if request.revision in (None, "head") else str(request.revision)
-
-
-def _is_at(target: str | None, current: Collection[str], revisions: Sequence[Revision]) -> bool:
-    if target is None or target in current:
-        return target is not None or not current
-    # A revision that others depend on is not in the version table, though nothing that comes after it is applied.
-    been = lineage(revisions, current)
-    return target in been and not any(target in one.down_revisions for one in revisions if one.revision in been)

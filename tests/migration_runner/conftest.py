@@ -18,8 +18,8 @@ from alembic.config import Config
 
 from migration_runner.report import Report
 from migration_runner.revisions import Revision
-from migration_runner.runner import Request
 from migration_runner.runner import run as run_command
+from migration_runner.target import Request
 from tests.conftest import Database
 
 ROOT = Path(__file__).parents[2]

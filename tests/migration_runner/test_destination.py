@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from migration_runner.errors import RunError
-from migration_runner.runner import Request, check_request, destination
+from migration_runner.target import Request, check_request, destination
 from tests.migration_runner.conftest import revision
 
 # A line of two, a fork, and its merge: newest first.

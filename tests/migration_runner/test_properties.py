@@ -12,7 +12,6 @@ from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -30,13 +29,11 @@ from sqlalchemy.pool import NullPool
 from local_aws.postgres import HOST, Postgres
 from migration_runner.database import sqlalchemy_url, wait_for
 from migration_runner.errors import RunError
-from migration_runner.project import Journey, Limits
-from migration_runner.project import Project as Runners
 from migration_runner.report import Report
 from migration_runner.revisions import RevisionError, head, lineage, read_revisions
-from migration_runner.runner import Request, _is_at, destination
 from migration_runner.settings import connection_parameters
-from migration_runner.stop import Stop
+from migration_runner.steps import Journey, steps_of
+from migration_runner.target import Request, destination, is_at
 from tests.conftest import Database
 from tests.migration_runner.graphs import FIXED, Graph, graphs, written
 
@@ -75,8 +72,7 @@ def told(
 def test_a_run_takes_alembics_steps_in_alembics_order(graph: Graph, data: st.DataObject) -> None:
     with project_of(graph) as (ini, script):
         revisions = read_revisions(ini)
-        runners = Runners(ini, {"dbname": "d"}, revisions, None, Report(io.StringIO()), Stop(), Limits(0))  # type: ignore[arg-type]
-        context: Any = SimpleNamespace(script=script)
+        by_id = {one.revision: one for one in revisions}
         heads: tuple[str, ...] = ()
         # A walk through the history, up and down, as releases and rollbacks make it.
         for _ in range(3):
@@ -88,15 +84,15 @@ def test_a_run_takes_alembics_steps_in_alembics_order(graph: Graph, data: st.Dat
                 )
             except RunError:
                 continue
-            if _is_at(to, heads, revisions):
+            if is_at(to, heads, revisions):
                 continue
             move: Any = {"upgrade": script._upgrade_revs, "downgrade": script._downgrade_revs}[command]
             expected = told(partial(move, to or "base", heads[0] if len(heads) == 1 else heads), heads)
-            assert told(partial(runners._steps, Journey(command, to), heads, context), heads) == expected
+            assert told(partial(steps_of, Journey(command, to), heads, by_id, script), heads) == expected
             if expected is None:
                 return
             heads = tuple(expected[2])
-            assert _is_at(to, heads, revisions)
+            assert is_at(to, heads, revisions)
 
 
 def refused(kind: type[Refusal], action: Callable[[], Any]) -> tuple[Refusal | None, Any]:
