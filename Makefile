@@ -42,7 +42,7 @@ destroy-local: ## end every local process and remove every file that deploy-loca
 	elif test -d .local/aws; then echo 'error: .venv is gone, which ends the processes: run `make setup` first.' >&2; exit 1; fi
 
 test: lint types synth ## everything that CI checks
-	.venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 bench: $(READY) ## time the runner next to its peers: ten to twenty minutes
 	@.venv/bin/python -m benchmarks

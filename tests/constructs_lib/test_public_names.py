@@ -11,7 +11,7 @@ import sys
 before = set(sys.modules)
 import constructs_lib
 ours = {name for name in set(sys.modules) - before if name.split(".")[0] in ("migration_runner", "boto3", "alembic")}
-sys.exit(", ".join(ours - {"migration_runner", "migration_runner.revisions"}) or None)
+sys.exit(", ".join(ours - {"migration_runner", "migration_runner.manifest", "migration_runner.revisions"}) or None)
 """
 
 
