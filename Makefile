@@ -13,7 +13,7 @@ TEMPLATE ?= .local/deployed/DevStack.template.json
 
 $(shell mkdir -p .local/tmp)
 
-.PHONY: help setup deploy-local tour destroy-local test bench kills lint types synth diff snapshots wheel lock clean
+.PHONY: help setup deploy-local tour destroy-local test tests bench kills lint types synth diff snapshots wheel lock clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,11 @@ destroy-local: ## end every local process and remove every file that deploy-loca
 	@if test -x .venv/bin/python; then .venv/bin/python -m local_aws destroy && rm -rf .local; \
 	elif test -d .local/aws; then echo 'error: .venv is gone, which ends the processes: run `make setup` first.' >&2; exit 1; fi
 
-test: lint types synth ## everything that CI checks
+test: lint synth ## everything that CI checks
+	@# The tests mostly wait, so the types are checked beside them.
+	@$(MAKE) --no-print-directory -j 2 types tests
+
+tests: $(READY) ## pytest alone
 	.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 bench: $(READY) ## time the runner next to its peers: ten to twenty minutes
