@@ -28,7 +28,7 @@ LOG_STREAM_PREFIX = "migration"
 MIN_TIMEOUT, MAX_TIMEOUT = Duration.minutes(1), Duration.minutes(55)
 MIN_DOWNGRADE_TIMEOUT = Duration.minutes(5)
 ANSWER_MARGIN = Duration.minutes(3)
-# Of the timeout, Fargate needs so much to start a task; the rest is the migration's own.
+# Of the timeout, Fargate needs so much to start a task; the rest is the migration's own, half a minute at least.
 STARTING_SECONDS = 60
 # What the construct sets in the container, and the parameter for it.
 OWN_VARIABLES = {

@@ -1,8 +1,8 @@
 """A team's Alembic project and the database that it migrates.
 
 Its ``env.py`` runs as the team wrote it. What is added comes from outside: the URL in the configuration's memory, the
-settings of each session through SQLAlchemy's events, and through ``configure`` the lock, one transaction per migration,
-and the steps.
+settings of each session through SQLAlchemy's events, and through Alembic's own methods one transaction per migration,
+the lock, the steps, and the ledger.
 """
 
 from __future__ import annotations

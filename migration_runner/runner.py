@@ -282,7 +282,7 @@ class Run:
         if locks:
             return f"{locks} of its locks are still held"
         half = self._project.half_done
-        undone = f"what {half} has done in an autocommit block stays, the rest" if half else "what was under way"
+        undone = f"what {half} has committed itself stays, the rest" if half else "what was under way"
         return f"{undone} was rolled back, and no lock is left"
 
 

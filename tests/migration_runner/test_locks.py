@@ -285,8 +285,7 @@ def test_a_version_table_that_is_locked_is_waited_for(database: Database, projec
         refused = migrate(database, "upgrade", "--lock-wait", "1", project=project.path)
         assert (refused.exit_code, refused.error["sqlstate"]) == (4, "55P03")
         with started(database, project=project.path) as runner:
-            runner.until("migration.started")
-            time.sleep(1)
+            assert eventually(lambda: database.rows("SELECT 1 FROM pg_locks WHERE NOT granted"))
             cursor.execute("ROLLBACK")
             assert runner.finish().exit_code == 0
 
