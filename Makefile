@@ -9,11 +9,12 @@ export JSII_RUNTIME_PACKAGE_CACHE_ROOT := $(CURDIR)/.local/jsii
 export TMPDIR := $(CURDIR)/.local/tmp
 CDK := HOME='$(CURDIR)/.local/home' .venv/bin/cdk --no-notices
 READY := .venv/.ready
+SCAN := .venv-scan/.ready
 TEMPLATE ?= .local/deployed/DevStack.template.json
 
 $(shell mkdir -p .local/tmp)
 
-.PHONY: help setup deploy-local tour destroy-local test tests bench kills lint types synth diff snapshots wheel lock clean
+.PHONY: help setup deploy-local migrate-local tour destroy-local test tests bench kills lint types versions scan security-table audit sbom synth diff snapshots reference wheel lock clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,9 @@ $(READY): requirements.txt local_aws/package-lock.json
 
 deploy-local: $(READY) ## cdk deploy DevStack on this machine: no AWS account, no Docker
 	@.venv/bin/python -m local_aws deploy
+
+migrate-local: $(READY) ## run_migration_ecs.sh there: status, or another with COMMAND='downgrade -1'
+	@.venv/bin/python -m local_aws migrate $(or $(COMMAND),status)
 
 tour: $(READY) ## the story in four deployments: a release, the rename, a failing migration, a code-only release
 	@.venv/bin/python -m local_aws tour
@@ -54,13 +58,37 @@ bench: $(READY) ## time the runner next to its peers: ten to twenty minutes
 kills: $(READY) ## interrupt 500 migrations at random moments: about fifteen minutes
 	KILLS=500 .venv/bin/python -m pytest -s tests/migration_runner/test_kills.py
 
-lint: $(READY) ## ruff, and what is unsafe in the migrations
+lint: $(READY) ## ruff, zizmor, shellcheck, and what is unsafe in the migrations
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/zizmor --offline --quiet --min-severity medium .github
+	.venv/bin/shellcheck run_migration_ecs.sh
 	.venv/bin/python -m migration_runner check
 
 types: $(READY) ## mypy, strict
 	.venv/bin/mypy
+
+versions: $(READY) ## the tests with the oldest and the newest packages, on each Python found
+	.venv/bin/nox
+
+scan: $(READY) $(SCAN) ## cdk-nag, cfn-lint and checkov over the templates of every stage
+	@.venv/bin/python -m scan
+
+$(SCAN): requirements-scan.txt
+	@echo 'Setting up .venv-scan: about 500 MB, one minute.'
+	$(PYTHON) -m venv .venv-scan
+	.venv-scan/bin/python -m pip install --disable-pip-version-check --require-hashes --quiet -r requirements-scan.txt
+	@touch $@
+
+security-table: $(READY) ## write the table of docs/SECURITY.md anew
+	@.venv/bin/python -m scan --write
+
+audit: $(READY) sbom ## known vulnerabilities of the image's packages
+	.venv/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements-image.txt
+
+sbom: $(READY) ## the image's packages as CycloneDX, into dist/sbom.json
+	@mkdir -p dist
+	.venv/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json requirements-image.txt
 
 synth: $(READY) ## cdk synth with CDK's own validation, without credentials
 	$(CDK) synth --quiet
@@ -73,12 +101,17 @@ diff: ## what a deployment would change; TEMPLATE=FILE compares with another kep
 snapshots: $(READY) ## write the stacks' snapshots anew
 	UPDATE_SNAPSHOTS=1 .venv/bin/python -m pytest tests/stacks -k snapshot
 
+reference: $(READY) ## write docs/REFERENCE.md anew, from the docstrings and the runner's options
+	@.venv/bin/python -m docs.reference > '$(TMPDIR)/REFERENCE.md'
+	@mv '$(TMPDIR)/REFERENCE.md' docs/REFERENCE.md
+
 wheel: $(READY) ## build the wheel that other teams install
 	.venv/bin/python -m build --wheel
 
 lock: $(READY) ## resolve the requirements anew, within what the .in files allow
-	.venv/bin/python -m piptools compile --quiet --upgrade --generate-hashes --strip-extras --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements-image.txt requirements-image.in
-	.venv/bin/python -m piptools compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o requirements.txt requirements.in
+	for name in requirements-image requirements requirements-scan; do \
+	  .venv/bin/python -m piptools compile --quiet --upgrade --generate-hashes --strip-extras --allow-unsafe --no-header \
+	    --no-emit-index-url --no-emit-trusted-host --no-emit-find-links -o $$name.txt $$name.in || exit 1; done
 
 clean: destroy-local ## destroy-local, and the virtual environment too
-	rm -rf .venv cdk.out dist build local_aws/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-scan .nox cdk.out dist build local_aws/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis
