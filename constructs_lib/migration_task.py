@@ -9,12 +9,24 @@ from enum import Enum
 from typing import Literal, cast
 
 import jsii
-from aws_cdk import Aspects, CfnResource, CustomResource, Duration, IAspect, RemovalPolicy, Stack
+from aws_cdk import (
+    Aspects,
+    CfnResource,
+    CustomResource,
+    Duration,
+    IAspect,
+    Reference,
+    RemovalPolicy,
+    Stack,
+    Tokenization,
+)
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
+from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import aws_sns as sns
 from constructs import Construct, IConstruct
@@ -38,8 +50,18 @@ OWN_VARIABLES = {
     "DATABASE_NAME": "database_name",
     "MIGRATION_TARGET": "migrations or version",
     "MIGRATION_TIMEOUT": "timeout",
+    "MIGRATION_OUTPUT": "run_migration_ecs.sh",
 }
-ROUTES = (ec2.CfnRoute, ec2.CfnSubnetRouteTableAssociation, ec2.CfnVPCEndpoint, ec2.CfnNatGateway)
+# Another tool may need these: the runner refuses a URL beside the secret, and looks after the services' role.
+RUNNERS_VARIABLES = {"DATABASE_URL": "database_secret", "SERVICE_SECRET": "service_secret"}
+ROUTES = (
+    ec2.CfnNatGateway,
+    ec2.CfnNetworkAclEntry,
+    ec2.CfnRoute,
+    ec2.CfnSubnetNetworkAclAssociation,
+    ec2.CfnSubnetRouteTableAssociation,
+    ec2.CfnVPCEndpoint,
+)
 RUNS_CODE = (
     "AWS::AppRunner::Service",
     "AWS::AutoScaling::AutoScalingGroup",
@@ -89,9 +111,11 @@ class MigrationTask(Construct):
         scope: the stack of the services, so that a migration and its services deploy and roll back together.
         construct_id: in that scope. Changing it makes another resource, and so runs the migration again.
         cluster: where the task runs; its VPC is the task's.
-        image: holds the migrations and the tool that runs them: the service's own image, as a rule.
+        image: holds the migrations and the tool that runs them: the service's own image, as a rule. It runs without
+            Linux capabilities, so root in it is a user as any other.
         database_secret: as RDS writes it: a JSON object with username and password, and host, port and dbname
-            unless given beside it. The container gets it as DATABASE_SECRET.
+            unless given beside it. The container gets it as DATABASE_SECRET. An imported one that a customer managed
+            key encrypts is imported with its ``encryption_key``, which ECS may then use.
         migrations: an Alembic project, whose head is the target. None for any other tool; then give ``command``
             and ``version``.
         command: of the container. Default: ``python -m migration_runner upgrade``.
@@ -103,6 +127,13 @@ class MigrationTask(Construct):
             the database is replaced by another one with the same secret.
         database_port: for a secret that has none, as DATABASE_PORT.
         database_name: for a secret that has none, as DATABASE_NAME.
+        database_secret_fields: variables of the container and the field of the secret that each gets, for a tool that
+            can't read DATABASE_SECRET: ``{"FLYWAY_USER": "username", "FLYWAY_PASSWORD": "password"}``.
+        service_secret: of the services' own role, with username and password as RDS writes them; none by default. The
+            container gets it as SERVICE_SECRET, and each run sees to it that this role is there, reads and writes the
+            data, and can't change the schema: give the services this secret instead of ``database_secret``. It may be
+            rotated, also with alternating users. Only for the default ``command``. The migration runs again when
+            another secret is given. The role that migrates must be allowed to make roles, as RDS's master user is.
         cpu: in units of 1/1024 vCPU; 256 by default.
         memory_limit_mib: in MiB, one that Fargate offers for ``cpu``; 512 by default.
         runtime_platform: of the image. Default: Linux on X86_64.
@@ -128,12 +159,18 @@ class MigrationTask(Construct):
             migration is deleted.
         log_group_name: of the log group that is made. Default: generated.
         log_retention: of the log groups that are made; three months by default.
+        log_encryption_key: of the log groups that are made, whose policy must let CloudWatch Logs use it. Default:
+            that of CloudWatch. https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/encrypt-log-data-kms.html
         force: a text; the migration runs again when it changes.
+
+    Attributes:
+        log_group: of the task: the one given, or the one that was made.
+        task_definition: of the task, for what no parameter is for, such as a sidecar or a policy of the task's role.
 
     Raises:
         ValueError: the timeout is out of bounds, two parameters exclude each other, the command is one text, the
-            environment sets a variable that another parameter is for, no subnet is selected, or something is asked for
-            that only Alembic can do.
+            environment or a field of the secret sets a variable that another parameter is for, no subnet is selected,
+            or something is asked for that only Alembic can do.
     """
 
     def __init__(
@@ -153,6 +190,8 @@ class MigrationTask(Construct):
         database_host: str | None = None,
         database_port: int | None = None,
         database_name: str | None = None,
+        database_secret_fields: Mapping[str, str] | None = None,
+        service_secret: secretsmanager.ISecret | None = None,
         cpu: int = 256,
         memory_limit_mib: int = 512,
         runtime_platform: ecs.RuntimePlatform | None = None,
@@ -166,6 +205,7 @@ class MigrationTask(Construct):
         log_group: logs.ILogGroup | None = None,
         log_group_name: str | None = None,
         log_retention: logs.RetentionDays = logs.RetentionDays.THREE_MONTHS,
+        log_encryption_key: kms.IKey | None = None,
         force: str = "",
     ) -> None:
         super().__init__(scope, construct_id)
@@ -180,10 +220,13 @@ class MigrationTask(Construct):
         if isinstance(command, str):
             sentence = f"command is the text {command!r}, but must be a list, such as {command.split()!r}."
             raise ValueError(sentence)  # noqa: TRY004  # as for all that is refused at synth
-        # The runner refuses a URL beside the secret; another tool may need one.
-        own = OWN_VARIABLES | ({"DATABASE_URL": "database_secret"} if migrations else {})
+        own = OWN_VARIABLES | (RUNNERS_VARIABLES if migrations else {})
         if taken := sorted(own.keys() & (environment or {}).keys()):
             raise ValueError(f"environment must not set {taken[0]}: that is what {own[taken[0]]} is for.")
+        fields = dict(database_secret_fields or {})
+        own |= dict.fromkeys(environment or {}, "environment")
+        if taken := sorted(own.keys() & fields.keys()):
+            raise ValueError(f"database_secret_fields must not set {taken[0]}: that is what {own[taken[0]]} is for.")
         timeout = timeout or Duration.minutes(30)
         if timeout.is_unresolved():
             raise ValueError("timeout is a token, but must be known at synth: give a number, from 1 to 55 minutes.")
@@ -206,6 +249,15 @@ class MigrationTask(Construct):
                 "on_database_ahead='proceed' goes by what `python -m migration_runner` tells: give migrations, and no "
                 "command."
             )
+        if service_secret is not None and (command or not migrations):
+            raise ValueError(
+                "service_secret is for the role that `python -m migration_runner` looks after: give migrations, and no "
+                "command."
+            )
+        if service_secret is not None and service_secret.secret_arn == database_secret.secret_arn:
+            raise ValueError(
+                "service_secret is database_secret, but must be another one: who owns the schema can change it."
+            )
         if failure_topic is not None and not hasattr(failure_topic, "grant_publish"):
             raise ValueError(f"failure_topic is {failure_topic!r}, but must be a topic: sns.Topic(self, 'Failures').")
         if failure_topic is not None and failure_topic.fifo:
@@ -224,17 +276,21 @@ class MigrationTask(Construct):
             "Log",
             log_group_name=log_group_name,
             retention=log_retention,
+            encryption_key=log_encryption_key,
             removal_policy=RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
         )
         # 9 to 12: the task definition, the role of what runs in the container, the role with which ECS pulls the
         # image, reads the secret and writes the log, and that role's policy.
+        here = {"StringEquals": {"aws:SourceAccount": Stack.of(self).account}}
+        ecs_tasks = iam.ServicePrincipal("ecs-tasks.amazonaws.com", conditions=here)
         self.task_definition = ecs.FargateTaskDefinition(
             self,
             "TaskDefinition",
             family=family,
             cpu=cpu,
             memory_limit_mib=memory_limit_mib,
-            execution_role=execution_role,
+            task_role=iam.Role(self, "TaskRole", assumed_by=ecs_tasks),
+            execution_role=execution_role or iam.Role(self, "ExecutionRole", assumed_by=ecs_tasks),
             # Explicit, or an image of the other processor fails only when it runs.
             runtime_platform=runtime_platform
             or ecs.RuntimePlatform(
@@ -245,6 +301,14 @@ class MigrationTask(Construct):
         )
         given = {"DATABASE_HOST": database_host, "DATABASE_PORT": database_port, "DATABASE_NAME": database_name}
         database = {name: str(value) for name, value in given.items() if value is not None}
+        service = {}
+        if service_secret is not None:
+            given_secret = self._decryptable("ServiceSecret", service_secret)
+            service["SERVICE_SECRET"] = ecs.Secret.from_secrets_manager(given_secret)
+        needed_secrets = [database_secret, *([service_secret] if service_secret is not None else [])]
+        secret = self._decryptable("DatabaseSecret", database_secret)
+        linux_parameters = ecs.LinuxParameters(self, "LinuxParameters", init_process_enabled=True)
+        linux_parameters.drop_capabilities(ecs.Capability.ALL)
         container = self.task_definition.add_container(
             CONTAINER,
             container_name=CONTAINER,
@@ -256,14 +320,18 @@ class MigrationTask(Construct):
                 "MIGRATION_TARGET": target,
                 "MIGRATION_TIMEOUT": f"{max(timeout.to_seconds() - STARTING_SECONDS, STARTING_SECONDS / 2):g}",
             },
-            secrets={"DATABASE_SECRET": ecs.Secret.from_secrets_manager(database_secret)},
+            secrets={
+                "DATABASE_SECRET": ecs.Secret.from_secrets_manager(secret),
+                **{name: ecs.Secret.from_secrets_manager(secret, field) for name, field in fields.items()},
+                **service,
+            },
             # The default mode drops lines when CloudWatch is slow; the last line is the one that counts.
             logging=ecs.LogDrivers.aws_logs(
                 stream_prefix=LOG_STREAM_PREFIX, log_group=self.log_group, mode=ecs.AwsLogDriverMode.BLOCKING
             ),
             readonly_root_filesystem=readonly_root_filesystem,
             # Signals reach the migration, and it has the longest time that Fargate grants to roll back.
-            linux_parameters=ecs.LinuxParameters(self, "LinuxParameters", init_process_enabled=True),
+            linux_parameters=linux_parameters,
             stop_timeout=Duration.seconds(120),
         )
         container.add_mount_points(ecs.MountPoint(container_path="/tmp", source_volume="tmp", read_only=False))  # noqa: S108
@@ -282,6 +350,7 @@ class MigrationTask(Construct):
             log_stream_prefix=LOG_STREAM_PREFIX,
             service_timeout=service_timeout,
             log_retention=log_retention,
+            log_encryption_key=log_encryption_key,
         )
         if failure_topic is not None:
             failure_topic.grant_publish(trigger.function)
@@ -296,8 +365,9 @@ class MigrationTask(Construct):
             service_timeout=service_timeout,
             properties={
                 "Revisions": _window(migrations.descriptions if migrations else [target]),
-                # Another database, or another secret to reach it, has not been migrated by the last task.
-                "Fingerprint": " ".join([fingerprint, database_secret.secret_arn, *database.values()]),
+                # Another database, or another secret to reach it, has not been migrated by the last task, and another
+                # role of the services has no rights yet.
+                "Fingerprint": " ".join([fingerprint, *(one.secret_arn for one in needed_secrets), *database.values()]),
                 "Target": target,
                 "Cluster": cluster.cluster_arn,
                 "TaskDefinition": self.task_definition.task_definition_arn,
@@ -329,7 +399,10 @@ class MigrationTask(Construct):
         # A nested stack may use the network of the stack around it.
         while parent := whole.nested_stack_parent:
             whole = parent
-        Aspects.of(whole).add(cast(IAspect, _FollowNeeds(self._resource, groups, roles, self._held)))
+        needs = _FollowNeeds(
+            self._resource, groups, roles, self._held, database_secret, list(database.values()), service_secret
+        )
+        Aspects.of(whole).add(cast(IAspect, needs))
 
     @property
     def connections(self) -> ec2.Connections:
@@ -430,6 +503,25 @@ class MigrationTask(Construct):
             self._refuse_own(scope)
             self._resource.node.add_dependency(scope)
 
+    def _decryptable(self, construct_id: str, secret: secretsmanager.ISecret) -> secretsmanager.ISecret:
+        """The secret, for ECS, which may also use the key that encrypts it.
+
+        CDK would let it by that key's policy alone: the one of an imported key it can't change, and the one of a key
+        in another stack would wait for this stack. https://github.com/aws/aws-cdk/issues/20087
+        """
+        key = secret.encryption_key
+        if key is None:
+            return secret
+        stack = Stack.of(self)
+        via = {"kms:ViaService": f"secretsmanager.{stack.region}.amazonaws.com"}
+        for statement in key.grant_decrypt(self.task_definition.obtain_execution_role()).principal_statements:
+            statement.add_condition("StringEquals", via)
+        if Stack.of(key).node.path == stack.node.path:
+            return secret
+        if secret.secret_full_arn is None:
+            return secretsmanager.Secret.from_secret_partial_arn(self, construct_id, secret.secret_arn)
+        return secretsmanager.Secret.from_secret_complete_arn(self, construct_id, secret.secret_full_arn)
+
     def _refuse_own(self, scope: IConstruct) -> None:
         if scope.node.path in [own.node.path for own in self.node.scopes]:
             raise ValueError(f"the migration is part of {scope.node.path!r}: name the resources in it instead.")
@@ -450,7 +542,7 @@ class _HoldBack:
 
 @jsii.implements(IAspect)
 class _FollowNeeds:
-    """Lets the migration wait for its routes, its endpoints, the rules of its security groups, and its roles' policies.
+    """Lets the migration wait for its network, its roles' policies, and the instances of its database's cluster.
 
     CloudFormation would make them at the same time as the task. A rule belongs to whichever construct has allowed the
     connection, and a policy to whoever wrote it, so they can only be found when all of them are there.
@@ -462,16 +554,28 @@ class _FollowNeeds:
         security_groups: Sequence[ec2.ISecurityGroup],
         roles: Sequence[iam.IRole],
         held: Sequence[IConstruct],
+        database_secret: secretsmanager.ISecret,
+        database: Sequence[str],
+        service_secret: secretsmanager.ISecret | None,
     ) -> None:
         self._migration = migration
         self._stack = Stack.of(migration)
         self._group_ids = [self._stack.resolve(group.security_group_id) for group in security_groups]
         self._role_names = [self._stack.resolve(role.role_name) for role in roles]
         self._held = held
+        self._database_secret = database_secret
+        self._database = database
+        self._service_secret = service_secret
 
     def visit(self, node: IConstruct) -> None:
         """Called for each construct of the stack."""
-        needed = isinstance(node, ROUTES) or self._is_rule(node) or self._is_policy(node)
+        needed = (
+            isinstance(node, ROUTES)
+            or self._is_rule(node)
+            or self._is_policy(node)
+            or self._is_cluster_instance(node)
+            or self._is_of_service_secret(node)
+        )
         if needed and not self._waits(Stack.of(node)):
             self._migration.node.add_dependency(node)
 
@@ -501,6 +605,33 @@ class _FollowNeeds:
             return False
         return any(role in self._role_names for role in self._stack.resolve(node.roles) or [])
 
+    def _is_of_service_secret(self, node: IConstruct) -> bool:
+        """The secret, its policy, and what lets it know the database; but not its rotation.
+
+        That begins at once, by logging in as the role that the migration makes: it waits for the migration, as far as
+        it is in the same stack.
+        """
+        secret = self._service_secret
+        if secret is None or secret.node.path not in [scope.node.path for scope in node.node.scopes]:
+            return False
+        if isinstance(node, secretsmanager.CfnRotationSchedule):
+            if Stack.of(node).node.path == self._stack.node.path:
+                node.node.add_dependency(self._migration)
+            return False
+        return CfnResource.is_cfn_resource(node)
+
+    def _is_cluster_instance(self, node: IConstruct) -> bool:
+        """An instance of the database's cluster, whose endpoint and secret are there before anything answers."""
+        if not isinstance(node, rds.CfnDBInstance) or node.db_cluster_identifier is None:
+            return False
+        attachments = [
+            part.target_id
+            for part in self._database_secret.node.find_all()
+            if isinstance(part, secretsmanager.CfnSecretTargetAttachment)
+        ]
+        told = _referred_to(self._database_secret.secret_arn, *attachments, *self._database)
+        return bool(told & _referred_to(node.db_cluster_identifier))
+
 
 def _runs_code(node: IConstruct) -> bool:
     if not isinstance(node, CfnResource) or node.cfn_resource_type not in RUNS_CODE:
@@ -514,6 +645,12 @@ def _main_resource(scope: IConstruct) -> IConstruct | None:
     while child := scope.node.default_child:
         scope = child
     return scope if CfnResource.is_cfn_resource(scope) else None
+
+
+def _referred_to(*texts: str) -> set[str]:
+    """The paths of the resources of which the texts hold an attribute."""
+    tokens = [token for text in texts for token in Tokenization.reverse_string(text).tokens]
+    return {token.target.node.path for token in tokens if isinstance(token, Reference)}
 
 
 def _selected(vpc: ec2.IVpc, wanted: ec2.SubnetSelection) -> ec2.SelectedSubnets:

@@ -7,6 +7,7 @@ from pathlib import Path
 from aws_cdk import ArnFormat, Duration, RemovalPolicy, Stack
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_lambda as lambda_
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_ssm as ssm
@@ -28,6 +29,7 @@ class MigrationTrigger(Construct):
         log_stream_prefix: of the task's container.
         service_timeout: how long CloudFormation waits for an answer.
         log_retention: how long the function's own log is kept.
+        log_encryption_key: of that log.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class MigrationTrigger(Construct):
         log_stream_prefix: str,
         service_timeout: Duration,
         log_retention: logs.RetentionDays,
+        log_encryption_key: kms.IKey | None,
     ) -> None:
         super().__init__(scope, construct_id)
         # 1 to 7 of the resources that one migration adds; the other 7 are in MigrationTask.
@@ -51,9 +54,16 @@ class MigrationTrigger(Construct):
             self, "Record", string_value="none", description="The record of the last database migration"
         )
         # 2: or Lambda would make one that keeps everything for ever.
-        log = logs.LogGroup(self, "Log", retention=log_retention, removal_policy=RemovalPolicy.DESTROY)
+        log = logs.LogGroup(
+            self,
+            "Log",
+            retention=log_retention,
+            encryption_key=log_encryption_key,
+            removal_policy=RemovalPolicy.DESTROY,
+        )
         # 3 and 4: the function's role, and what it may do.
-        role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("lambda.amazonaws.com"))
+        here = {"StringEquals": {"aws:SourceAccount": Stack.of(self).account}}
+        role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("lambda.amazonaws.com", conditions=here))
         log.grant_write(role)
         for statement in self._statements(cluster, task_definition, log_group, log_stream_prefix):
             role.add_to_policy(statement)
@@ -62,7 +72,7 @@ class MigrationTrigger(Construct):
             self,
             "Function",
             description="Runs the database migration for CloudFormation",
-            runtime=lambda_.Runtime.PYTHON_3_13,
+            runtime=lambda_.Runtime.PYTHON_3_14,
             handler="index.handler",
             # What Python leaves behind differs between a clone and an install, and so would the asset's hash.
             code=lambda_.Code.from_asset(str(Path(__file__).parent / "trigger_handler"), exclude=["__pycache__"]),

@@ -9,16 +9,15 @@ from alembic.util import CommandError
 from sqlalchemy import create_engine
 
 from inventory_service.api import create_app
-from inventory_service.settings import SettingsError, connection_parameters, listen_address
+from inventory_service.database import Connector
+from inventory_service.settings import SettingsError, listen_address
 
 # The kernel ignores SIGTERM for a container's first process unless it is handled, and uvicorn does so late.
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 try:
     host, port = listen_address(os.environ)
-    # A host that has vanished is noticed within seconds, not when TCP gives up after a quarter of an hour.
-    patience = {"connect_timeout": "5", "tcp_user_timeout": "5000", "keepalives_idle": "5"}
-    parameters = patience | connection_parameters(os.environ)
-    engine = create_engine("postgresql+psycopg2://", connect_args=parameters, pool_pre_ping=True, hide_parameters=True)
+    connect = Connector(os.environ)
+    engine = create_engine("postgresql+psycopg2://", creator=connect, pool_pre_ping=True, hide_parameters=True)
     app = create_app(engine)
 except (SettingsError, CommandError) as error:
     sys.stderr.write(f"The service can't start: {error}\n")

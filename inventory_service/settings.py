@@ -1,6 +1,7 @@
 """What the environment says: where the database is, and where to listen."""
 
 import json
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 
@@ -34,6 +35,17 @@ def connection_parameters(environment: Mapping[str, str]) -> dict[str, str]:
     if not _is_port(given.get("port", "5432")):
         raise SettingsError("The database's port must be a number from 1 to 65535.")
     return given
+
+
+def secret_arn(environment: Mapping[str, str]) -> str:
+    """The secret that DATABASE_SECRET is from, as DATABASE_SECRET_ARN names it; "" when none does.
+
+    Raises SettingsError when that is no secret's ARN, which says in which region the secret is.
+    """
+    arn = environment.get("DATABASE_SECRET_ARN", "") if environment.get("DATABASE_SECRET") else ""
+    if arn and not re.fullmatch(r"arn:[^:]+:secretsmanager:[^:]+:\d+:secret:.+", arn):
+        raise SettingsError(f"DATABASE_SECRET_ARN must be the ARN of a secret of Secrets Manager, but it is {arn!r}.")
+    return arn
 
 
 def listen_address(environment: Mapping[str, str]) -> tuple[str, int]:

@@ -12,6 +12,12 @@ from local_aws.postgres import HOST
 STACKS = ("DevDataStack", "DevStack")
 TABLES = ("parent_items", "child_items")
 CLUSTER = "dev-inventory-cluster"
+# What the local AWS accepts and does not do; neither the migration nor the service depends on it.
+NOT_EMULATED = (
+    "AWS::EC2::FlowLog",
+    "AWS::SecretsManager::ResourcePolicy",
+    "AWS::SecretsManager::RotationSchedule",
+)
 MIGRATION_FAMILY = "dev-migration-task"
 
 
@@ -48,6 +54,17 @@ def last_change(aws: LocalAws) -> datetime | None:
     """When DevStack was made or last changed; None when there is none."""
     stack = aws.stack("DevStack") or {}
     return stack.get("LastUpdatedTime", stack.get("CreationTime"))
+
+
+def not_emulated(aws: LocalAws) -> list[str]:
+    """The kinds of resources in the stacks that the local AWS has only accepted."""
+    cloudformation = aws.client("cloudformation")
+    kinds = {
+        resource["ResourceType"]
+        for stack in STACKS
+        for resource in cloudformation.describe_stack_resources(StackName=stack)["StackResources"]
+    }
+    return sorted(kinds.intersection(NOT_EMULATED))
 
 
 def revision(aws: LocalAws) -> str:

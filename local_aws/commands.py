@@ -1,8 +1,9 @@
-"""``python -m local_aws deploy | tour | destroy``: what ``make deploy-local`` and its sisters run."""
+"""``python -m local_aws deploy | migrate | tour | destroy``: what ``make deploy-local`` and its sisters run."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -13,7 +14,7 @@ import psycopg2
 from botocore.exceptions import BotoCoreError
 
 from local_aws import application, tour
-from local_aws.machine import CLONE, NOT_RUNNING, LocalAws, LocalAwsError
+from local_aws.machine import CLONE, NOT_RUNNING, REGION, LocalAws, LocalAwsError
 from local_aws.postgres import PostgresError
 
 # After Ctrl-C.
@@ -65,6 +66,7 @@ def summary(aws: LocalAws) -> list[str]:
     facts |= {"service": url}
     return [
         *(f"{name:<13} {fact}" for name, fact in facts.items()),
+        f"not emulated  {', '.join(application.not_emulated(aws))}",
         "",
         "Try next:",
         f"  curl -s {url}/parents        what the service answers",
@@ -79,6 +81,8 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=CLONE / ".local", help="where all of it lives (default: .local)")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("deploy", help="cdk deploy DevStack")
+    migrate = commands.add_parser("migrate", help="run_migration_ecs.sh dev us-west-2 COMMAND ...")
+    migrate.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND ...", help="default: upgrade")
     commands.add_parser("tour", help="a release, a rename, a failing migration, a code-only release")
     commands.add_parser("destroy", help="end every process and remove every file")
     arguments = parser.parse_args()
@@ -94,6 +98,9 @@ def main() -> int:
                     machine.destroy()
             _remove(folder)
             print("The local AWS is gone: no process of it runs, and its files are removed.")
+        elif command == "migrate":
+            script = CLONE / "run_migration_ecs.sh"
+            os.execve(script, [str(script), "dev", REGION, *arguments.arguments], aws.environment)  # noqa: S606
         elif command == "tour":
             with touring.exclusively():
                 tour.run(touring, folder / "tour" / "app")

@@ -10,6 +10,7 @@ import contextvars
 import functools
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -21,10 +22,13 @@ from ministack.services import cloudformation, ec2, ecr, ecs, rds
 from ministack.services.cloudformation import custom_resource, provisioners, stacks
 
 from local_aws import images
+from local_aws.application import NOT_EMULATED
 from local_aws.engine import Engine
 from local_aws.postgres import Postgres
 
 ROLLOUT_TIMEOUT = 300.0
+# The longest that Fargate grants, in seconds.
+STOP_TIMEOUT = 120.0
 # What ministack puts before the reason of everything that goes wrong before a container runs.
 NOT_STARTED = "ResourceInitializationError: unable to pull image or start container: "
 
@@ -75,6 +79,31 @@ def say_why_a_task_did_not_start() -> None:
         original(task, docker_client, reason.removeprefix(NOT_STARTED) if f"{NOT_STARTED}Cannot" in reason else reason)
 
     ecs._fail_task_start = fail
+
+
+def stop_tasks_with_their_containers() -> None:
+    """StopTask takes a task for stopped, with exit code 0, before its container has heard of it.
+
+    ECS answers at once, and the task goes on until its container has ended; its exit code is the container's own.
+    """
+    stop_before_it_runs = ecs._stop_task
+    original = ecs._mark_task_stopped
+
+    def stop(data: dict[str, Any]) -> Any:
+        task = ecs._resolve_task(data.get("task", ""), ecs._resolve_cluster_name(data.get("cluster", "default")))
+        if not task or task["lastStatus"] != "RUNNING":
+            return stop_before_it_runs(data)
+        task["_told_to_stop"] = data.get("reason", "Task stopped by user")
+        for container in task["_docker_ids"]:
+            threading.Thread(target=ecs._get_docker().containers.get(container).stop, args=[STOP_TIMEOUT]).start()
+        return ecs.json_response({"task": {**ecs._sanitize(task), "desiredStatus": "STOPPED"}})
+
+    @functools.wraps(original)
+    def mark(arn: str, task: dict[str, Any], reason: str, code: str, exit_code: int | None = None) -> Any:
+        told = task.get("_told_to_stop")
+        return original(arn, task, told or reason, "UserInitiated" if told else code, exit_code)
+
+    ecs._ACTION_MAP["StopTask"], ecs._mark_task_stopped = stop, mark
 
 
 def wait_for_rollouts() -> None:
@@ -225,6 +254,22 @@ def know_security_group_rules() -> None:
         provisioners._RESOURCE_HANDLERS[f"AWS::EC2::SecurityGroup{direction}"] = kept(direction)
 
 
+def accept_what_is_not_emulated() -> None:
+    """Kinds of resources that ministack does not know, and on which neither the migration nor the service depends."""
+
+    def create(logical_id: str, _: dict[str, Any], stack_name: str) -> tuple[str, dict[str, str]]:
+        return f"{stack_name}-{logical_id}", {}
+
+    def update(identifier: str, *_: Any, **__: Any) -> tuple[str, dict[str, str]]:
+        return identifier, {}
+
+    def delete(*_: Any) -> None:
+        """Nothing was made."""
+
+    for kind in NOT_EMULATED:
+        provisioners._RESOURCE_HANDLERS[kind] = {"create": create, "update": update, "delete": delete}
+
+
 def describe_only_images_that_exist() -> None:
     """ECR answers DescribeImages for an image that is missing, and the CDK CLI then skips its build."""
     original = ecr._describe_images
@@ -250,10 +295,12 @@ def main() -> None:
     keep_runtime_platform()
     keep_milliseconds()
     say_why_a_task_did_not_start()
+    stop_tasks_with_their_containers()
     wait_for_rollouts()
     interrupt_custom_resources()
     database_instances_are_real(postgres)
     know_security_group_rules()
+    accept_what_is_not_emulated()
     describe_only_images_that_exist()
 
     from ministack.app import main as serve

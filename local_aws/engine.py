@@ -145,9 +145,16 @@ class Containers:
             name: os.environ[name] for name in ("HOME", "TMPDIR", "LANG", "LOCAL_AWS_ROOT") if name in os.environ
         }
         path = {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+        # ministack tells every container to reach it, and its role's credentials, under a name of Docker's.
+        told = ("AWS_ENDPOINT_URL", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "ECS_CONTAINER_METADATA_URI_V4")
+        aws: dict[str, str] = {
+            name: environment[name].replace("host.docker.internal", HOST) for name in told if name in environment
+        }
+        # Fargate tells the region under both names.
+        aws |= dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), os.environ["MINISTACK_REGION"])
         # The template asks for verify-full; the certificate behind the RDS host name is a local one.
         database = {"PGHOSTADDR": HOST, "PGSSLROOTCERT": str(self.ca_file)}
-        return inherited | environment | path | database
+        return inherited | environment | path | aws | database
 
 
 class Images:

@@ -183,7 +183,8 @@ def add_reports_stack(app: Path) -> None:
     """Add ReportsStack on the same data stack: its migration, of another tool, ends after that of DevStack."""
     (app / "stacks" / "reports_stack.py").write_text(REPORTS_STACK)
     _replace(app / "app.py", "from stacks.stage", "from stacks.reports_stack import ReportsStack\nfrom stacks.stage")
-    _replace(app / "app.py", "    app.synth()", '    ReportsStack(app, "ReportsStack", data=data)\n    app.synth()')
+    added = 'ReportsStack(app, "ReportsStack", data=app.node.find_child("DevDataStack"))'
+    _replace(app / "app.py", "    app.synth()", f"    {added}\n    app.synth()")
 
 
 def break_service(app: Path) -> None:

@@ -23,13 +23,29 @@ exit codes:
     6  the database refused the credentials
   130  interrupted with Ctrl-C
   143  told to stop with SIGTERM
+
+"""
+ENVIRONMENT = """\
+environment variables:
+  DATABASE_SECRET    the JSON of an RDS secret: username, password, host, port, dbname
+  DATABASE_HOST, DATABASE_PORT, DATABASE_NAME
+                     in place of what the secret says or lacks
+  DATABASE_URL       instead of the secret: postgresql://user:password@host:5432/dbname
+  PGSSLMODE, PGSSLROOTCERT
+                     with a secret: libpq's, by default verify-full and the authorities of RDS
+  SERVICE_SECRET     the JSON of the services' own secret: upgrade sees to their role
+  MIGRATION_TARGET   the revision that must be the newest one; anything else is wrong use
+  MIGRATION_TIMEOUT  see --timeout
+  MIGRATION_OUTPUT   text: upgrade, downgrade, stamp and status write no JSON off a terminal either
+  ALEMBIC_CONFIG     see --config
+  NO_COLOR           if set, no colours on a terminal
 """
 COMMANDS = (
     ("upgrade", "apply the revisions up to the newest, or to REVISION", "upgrade --wait 120"),
     ("downgrade", "take revisions back down to REVISION", "downgrade -1"),
     ("stamp", "record that the schema is at REVISION, and run nothing", "stamp 49871d03964c"),
     ("plan", "show the SQL of the pending revisions, the locks it takes, and what is unsafe about it", "plan"),
-    ("check", "look for unsafe operations in the revision files; needs no database", "check --json"),
+    ("check", "look for unsafe operations in the revision files; needs no database", "check --output-format github"),
     ("history", "list the revisions, newest first", "history"),
     ("status", "show where the schema is and which revisions are pending", "status --config service/alembic.ini"),
 )
@@ -48,18 +64,26 @@ def main(arguments: Sequence[str]) -> int:
     gc.set_threshold(50_000, 20, 100)
     parsed = _parser().parse_args(arguments)
     limits = {name: value for name, value in vars(parsed).items() if name in ("wait", "lock_wait", "timeout")}
-    request = Request(parsed.command, parsed.config, revision=getattr(parsed, "revision", None), **limits)
-    for_person = parsed.command in FOR_PERSONS and not parsed.json
-    return run(
-        request, os.environ, Report.of_process(for_person=True if for_person else False if parsed.json else None)
+    request = Request(
+        parsed.command,
+        parsed.config,
+        revision=getattr(parsed, "revision", None),
+        files=tuple(getattr(parsed, "files", ())),
+        **limits,
     )
+    for_person = (parsed.command in FOR_PERSONS or os.environ.get("MIGRATION_OUTPUT") == "text") and not parsed.json
+    report = Report.of_process(
+        for_person=True if for_person else False if parsed.json else None,
+        annotates=getattr(parsed, "output_format", "text") == "github",
+    )
+    return run(request, os.environ, report)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m migration_runner",
         description="Migrate the database that DATABASE_SECRET or DATABASE_URL names.",
-        epilog=EXIT_CODES,
+        epilog=f"{ENVIRONMENT}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -72,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         if name in REVISIONS:
             added.add_argument("revision", metavar="REVISION", **REVISIONS[name])  # type: ignore[arg-type]
+        if name == "check":
+            added.add_argument(
+                "files", nargs="*", type=Path, metavar="FILE", help="a revision file to look into (default: all)"
+            )
         _add_options(added, asks=name != "check", changes=name in REVISIONS)
     return parser
 
@@ -85,7 +113,15 @@ def _add_options(parser: argparse.ArgumentParser, *, asks: bool, changes: bool) 
         metavar="FILE",
         help="Alembic's configuration (default: ALEMBIC_CONFIG, or alembic.ini in the working directory)",
     )
-    parser.add_argument("--json", action="store_true", help="write JSON, a line per event, also on a terminal")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="write JSON, a line per event, also on a terminal")
+    if not asks:
+        output.add_argument(
+            "--output-format",
+            choices=("text", "github"),
+            default="text",
+            help="github: after the text, a line for each finding that GitHub Actions shows beside the code",
+        )
     if asks:
         parser.add_argument(
             "--wait",

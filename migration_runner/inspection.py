@@ -113,23 +113,27 @@ def plan(config: Path, pending: Sequence[Revision], guard: Guard | None, report:
     )
 
 
-def check(config: Path, report: Report) -> None:
+def check(config: Path, files: Collection[Path], report: Report) -> None:
     """Look for what is wrong or unsafe in the revision files; needs no database.
 
     Args:
         config: the project's ``alembic.ini``.
+        files: those to look into; none for all. The chain is always that of all.
         report: gets the findings.
 
     Raises:
-        RunError: there is something; or squawk is not installed, or the chain is broken.
+        RunError: there is something; or one of ``files`` is no revision, squawk is not installed, or the chain is
+            broken.
     """
     from migration_runner import safety
 
     try:
-        found = safety.check(config)
+        found = safety.check(config, files)
     except RevisionError as error:
         raise wrong_use("RevisionError", str(error)) from None
     report.event("migration.findings", safety.render_check(found).rstrip(), findings=[*map(safety.as_json, found)])
+    for one in found:
+        report.annotate(safety.explanation(one), title=one.rule, file=one.file, line=one.line)
     if found:
         raise RunError(
             f"There is something to mend in {' and '.join(sorted({one.file.name for one in found}))}.",

@@ -35,6 +35,11 @@ def at_target(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
         arguments: the command line.
         environment: names the database, and in MIGRATION_TARGET the revision that must be the newest.
     """
+    if environment.get("SERVICE_SECRET"):
+        # The services' role is to be looked at too.
+        return False
+    if environment.get("MIGRATION_OUTPUT") == "text":
+        return False
     started = time.monotonic()
     match arguments:
         case ["upgrade"]:

@@ -34,6 +34,8 @@ READ_SECONDS = 0.02
 LONGEST_LINE = 1 << 20
 # The quotation marks of PostgreSQL's messages in its languages.
 QUOTES = '"„“”«»'
+# Of GitHub's annotations: https://github.com/actions/toolkit/blob/main/packages/core/src/command.ts
+MESSAGE_ESCAPED, PLACE_ESCAPED = "%\r\n", "%\r\n:,"
 
 
 @dataclass
@@ -69,21 +71,24 @@ class Report:
     Args:
         stream: a sentence per line when it is a terminal, JSON otherwise.
         for_person: whether sentences are written, wherever it leads; None for what the stream suggests.
+        annotates: whether what is wrong is also written as GitHub's annotations.
     """
 
-    def __init__(self, stream: TextIO, *, for_person: bool | None = None) -> None:
+    def __init__(self, stream: TextIO, *, for_person: bool | None = None, annotates: bool = False) -> None:
         self._stream: TextIO | None = stream
         self._on_terminal = stream.isatty()
         self._for_person = self._on_terminal if for_person is None else for_person
         # Lines come from the run and from the thread that reads what others write.
         self._lock = threading.RLock()
-        self._password = ""
+        self._passwords: list[str] = []
         self._pipe: int | None = None
         self._begun = b""
         self._progress = False
+        self._annotates = annotates
+        self._annotated = False
 
     @classmethod
-    def of_process(cls, *, for_person: bool | None = None) -> Report:
+    def of_process(cls, *, for_person: bool | None = None, annotates: bool = False) -> Report:
         """A report to standard output, where from now on nothing else is written.
 
         Until the process ends, its descriptors 1 and 2, which child processes inherit, lead into a pipe, and each line
@@ -93,7 +98,7 @@ class Report:
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
-        report = cls(os.fdopen(os.dup(1), "w", errors="backslashreplace"), for_person=for_person)
+        report = cls(os.fdopen(os.dup(1), "w", errors="backslashreplace"), for_person=for_person, annotates=annotates)
         report._pipe, writing = os.pipe()
         os.set_blocking(report._pipe, False)
         for stream in (sys.stdout, sys.stderr):
@@ -112,8 +117,10 @@ class Report:
         self._stream = None
 
     def hide(self, password: str | None) -> None:
-        """Show ``***`` from now on wherever output, an error's message or its hint holds the password."""
-        self._password = password or ""
+        """Show ``***`` from now on wherever output, an error's message or its hint holds this password too."""
+        if password and password not in self._passwords:
+            # The longest first, as one may contain another.
+            self._passwords = sorted([*self._passwords, password], key=len, reverse=True)
 
     def event(self, name: str, sentence: str, **fields: object) -> None:
         """Say that something happened: the sentence on a terminal, unless it is empty, name and fields elsewhere."""
@@ -131,6 +138,13 @@ class Report:
             else:
                 self._say(name, sentence, **fields)
 
+    def annotate(self, message: str, *, title: str, file: Path, line: int) -> None:
+        """Show what is wrong beside the code of a pull request; nothing without ``annotates``."""
+        with self._lock:
+            if self._annotates:
+                self._line(annotation(self._hidden(message), title=title, file=_in_repository(file), line=line))
+                self._annotated = True
+
     def result(self, result: Result) -> None:
         """Say how the run ended; the last line of a run: what others still write comes too late."""
         with self._lock:
@@ -143,8 +157,12 @@ class Report:
                 self._catch_up()
             milliseconds = milliseconds_since(result.started)
             if result.error:
-                result.error.message = redacted(result.error.message, self._password)
-                result.error.hint = result.error.hint and redacted(result.error.hint, self._password)
+                result.error.message = self._redacted(result.error.message)
+                result.error.hint = result.error.hint and self._redacted(result.error.hint)
+            if self._annotates and not self._annotated and result.error:
+                # It has no place in a file, such as a chain with two heads.
+                words = " ".join(part for part in (result.error.message, result.error.hint) if part)
+                self._line(annotation(words, title=result.error.kind))
             told = _sentence(result, milliseconds) if self._for_person else _result_line(result, milliseconds)
             if told:
                 self._line(_coloured(told, result) if self._for_person and self._on_terminal else told)
@@ -192,16 +210,21 @@ class Report:
                 self._begun = b""
 
     def _pass_on(self, line: bytes) -> None:
-        text = redacted(line.decode(errors="backslashreplace"), self._password)
+        text = self._redacted(line.decode(errors="backslashreplace"))
         self._say("migration.output", text, text=text)
 
+    def _redacted(self, text: str) -> str:
+        for password in self._passwords:
+            text = redacted(text, password)
+        return text
+
     def _hidden(self, told: Any) -> Any:
-        """The same with ``***`` for the password, which a migration may have written into its own SQL."""
-        if not self._password:
-            return told
+        """The same with ``***`` for the passwords, which a migration may have written into its own SQL."""
         match told:
             case str():
-                return _spelled(self._password).sub("***", told)
+                for password in self._passwords:
+                    told = _spelled(password).sub("***", told)
+                return told
             case dict():
                 return {key: self._hidden(value) for key, value in told.items()}
             case list():
@@ -241,6 +264,23 @@ def redacted(text: str, password: str) -> str:
         return re.sub(rf"[^\s'{QUOTES}]{{4,}}", part, quoted[0])
 
     return re.sub(f"(?s)[{QUOTES}].*[{QUOTES}]", parts, _spelled(password).sub("***", text))
+
+
+def annotation(message: str, *, title: str, file: str | None = None, line: int | None = None) -> str:
+    """The line that GitHub Actions turns into an error of the run, and beside the code where there is a file."""
+
+    def escaped(text: object, characters: str) -> str:
+        return re.sub(f"[{characters}]", lambda found: f"%{ord(found[0]):02X}", str(text))
+
+    given = {"file": file, "line": line, "title": title}
+    place = [f"{name}={escaped(value, PLACE_ESCAPED)}" for name, value in given.items() if value is not None]
+    return f"::error {','.join(place)}::{escaped(message, MESSAGE_ESCAPED)}"
+
+
+def _in_repository(file: Path) -> str:
+    """As GitHub knows the file, also where the project is a folder of its repository."""
+    root = Path(os.environ.get("GITHUB_WORKSPACE") or ".").resolve()
+    return file.resolve().relative_to(root).as_posix() if file.resolve().is_relative_to(root) else str(file)
 
 
 def milliseconds_since(started: float) -> int:

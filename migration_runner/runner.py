@@ -27,7 +27,8 @@ from migration_runner.revisions import (
     read_manifest,
     read_revisions,
 )
-from migration_runner.settings import connection_parameters
+from migration_runner.service_role import ServiceRole
+from migration_runner.settings import SettingsError, connection_parameters, service_login
 from migration_runner.steps import Journey
 from migration_runner.stop import Stop
 from migration_runner.target import Request, check_known, check_request, destination, is_at, named
@@ -43,7 +44,8 @@ def run(request: Request, environment: Mapping[str, str], report: Report) -> Exi
 
     Args:
         request: what to do.
-        environment: names the database, and in MIGRATION_TARGET the revision that must be this image's newest.
+        environment: names the database, in MIGRATION_TARGET the revision that must be this image's newest, and in
+            SERVICE_SECRET the role of the services, which an upgrade looks after.
         report: gets a line per event, and the result.
     """
     result, stop = Result(request.command), Stop()
@@ -81,6 +83,7 @@ class Run:
         self._revisions: Sequence[Revision] = ()
         self._fingerprint = ""
         self._parameters: dict[str, str] = {}
+        self._service: tuple[str, str] | None = None
         self._guard: Guard | None = None
         self._project: Project | None = None
 
@@ -99,6 +102,11 @@ class Run:
             return
         self._parameters = connection_parameters(self._environment)
         report.hide(self._parameters.get("password") or self._environment.get("PGPASSWORD"))
+        # Other commands have no use for it, but env.py may print it.
+        with suppress(*() if request.command == "upgrade" else (SettingsError,)):
+            self._service = service_login(self._environment)
+        if self._service:
+            report.hide(self._service[1])
         report.event(
             "migration.started", f"{request.command}: the image is at {newest}.", command=request.command, newest=newest
         )
@@ -160,6 +168,9 @@ class Run:
         request, result, revisions = self._request, self._result, self._revisions
         before: Collection[str] = ()
         incomplete = False
+        service = None
+        if self._service and request.command == "upgrade":
+            service = ServiceRole(*self._service, self._parameters, guard, project.run_long, self._report)
 
         def plan(current: tuple[str, ...]) -> Journey | None:
             nonlocal before, incomplete
@@ -167,6 +178,8 @@ class Run:
             check_known(revisions, current)
             target = destination(request, revisions, current)
             result.target = target or BASE
+            if service:
+                service.check()
             incomplete = self._tell_differences(Ledger(guard, project.environment.version_table), current)
             if is_at(target, current, revisions):
                 at = shown(current)
@@ -198,6 +211,8 @@ class Run:
             ledger.complete(revisions, lineage(revisions, after))
         if target == head(revisions):
             ledger.verified(self._fingerprint)
+        if service:
+            service.ensure(project.environment.version_table)
 
     def _look_again(self, project: Project, guard: Guard, before: Collection[str]) -> Collection[str]:
         """Read from the database where the schema is now, and what has brought it there."""
@@ -261,7 +276,7 @@ class Run:
             case "history":
                 inspection.history(self._revisions, None, None, self._report)
             case "check":
-                inspection.check(self._request.config, self._report)
+                inspection.check(self._request.config, self._request.files, self._report)
             case _:
                 inspection.plan(self._request.config, self._revisions[::-1], None, self._report)
 

@@ -106,14 +106,28 @@ class Plan:
 NAME_OF_TABLE = re.compile(r"""(?:(?:"(?:[^"]|"")+"|\w+)\.)?(?:"(?:[^"]|"")+"|\w+)""")
 
 
-def check(config: Path) -> list[Finding]:
+def check(config: Path, files: Collection[Path] = ()) -> list[Finding]:
     """What is unsafe in a project's revisions, oldest first; no database is needed.
+
+    Args:
+        config: the project's ``alembic.ini``.
+        files: the revision files to look into; none for all.
 
     Raises:
         RevisionError: the chain is broken, see ``read_revisions``.
-        RunError: squawk is not installed, or ``env.py`` can't work offline.
+        RunError: one of ``files`` is no revision, squawk is not installed, or ``env.py`` can't work offline.
     """
-    scripts = write_sql(config, read_revisions(config)[::-1])
+    revisions = read_revisions(config)[::-1]
+    known = {one.path.resolve() for one in revisions}
+    asked = {file.resolve(): file for file in files}
+    if strangers := [str(file) for path, file in asked.items() if path not in known]:
+        folders = sorted({_shown(one.path.parent) for one in revisions})
+        raise wrong_use(
+            "NotARevision",
+            f"{' and '.join(strangers)} {'is' if len(strangers) == 1 else 'are'} no revision of this project.",
+            f"Its revisions are in {' and '.join(folders)}.",
+        )
+    scripts = write_sql(config, [one for one in revisions if not asked or one.path.resolve() in asked])
     return [finding for script in scripts for finding in _review(script)]
 
 
@@ -241,6 +255,14 @@ class SquawkMissingError(RunError):
         super().__init__(
             missing.message, exit_code=missing.exit_code, kind=missing.kind, hint="Run: pip install squawk-cli"
         )
+
+
+def explanation(finding: Finding) -> str:
+    """What a finding does to a running service, and what to write instead, in lines."""
+    code = textwrap.indent(finding.instead, "    ")
+    mark = f"# safe: {finding.rule} - the reason"
+    last = "" if finding.rule in OURS else f"\nIf it is safe here, say so in that line or above it: {mark}"
+    return f"{finding.sentence}\nInstead:\n{code}{last}"
 
 
 def as_json(finding: Finding) -> dict[str, Any]:
@@ -512,11 +534,8 @@ def _created(statements: Iterable[Statement]) -> set[str]:
 
 
 def _rendered(finding: Finding) -> str:
-    mark = f"# safe: {finding.rule} - the reason"
-    last = "" if finding.rule in OURS else f"  If it is safe here, say so in that line or above it: {mark}\n"
-    code = textwrap.indent(finding.instead, "      ")
     head = f"{_shown(finding.file)}:{finding.line}: {finding.rule}"
-    return f"{head}\n  {finding.sentence}\n  Instead:\n{code}\n{last}"
+    return f"{head}\n{textwrap.indent(explanation(finding), '  ')}\n"
 
 
 def _shown(file: Path) -> str:

@@ -24,6 +24,7 @@ WHERE NOT i.indisvalid AND c.relkind = 'i' AND pg_has_role(t.relowner, 'USAGE')
 """
 # A host that is lost is noticed within a minute; libpq's own default is the system's, two hours.
 KEEPALIVES = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
 DRIVERS = re.compile(r"(postgres|postgresql|postgresql\+psycopg2)://")
 
 
@@ -53,20 +54,50 @@ def connection_parameters(environment: Mapping[str, str]) -> dict[str, str]:
         found = "both are" if secret else "neither is"
         raise SettingsError(f"Set either DATABASE_SECRET or DATABASE_URL: {found} set.")
     read = _from_secret(secret, environment) if secret else _from_url(url or "")
-    if any(re.search("[\0\ud800-\udfff]", text) for text in read.values()):
+    if any(map(UNUSABLE.search, read.values())):
         name = "DATABASE_SECRET" if secret else "DATABASE_URL"
         raise SettingsError(f"{name} holds a character that PostgreSQL can't take, NUL or a lone surrogate: remove it.")
     return {"application_name": NAME, **KEEPALIVES, **read}
 
 
-def _from_secret(secret: str, environment: Mapping[str, str]) -> dict[str, str]:
+def service_login(environment: Mapping[str, str]) -> tuple[str, str] | None:
+    """Who the services log in as, and with which password; None when the runner has no role to look after.
+
+    Args:
+        environment: SERVICE_SECRET in it is the JSON of an RDS secret, of which username and password count.
+
+    Raises:
+        SettingsError: it can't be used.
+    """
+    secret = environment.get("SERVICE_SECRET")
+    if not secret:
+        return None
+    fields = _json_object("SERVICE_SECRET", secret)
+    username, password = fields.get("username"), fields.get("password")
+    if not (username and password and isinstance(username, str) and isinstance(password, str)):
+        raise SettingsError("SERVICE_SECRET must have text as username and password.")
+    if UNUSABLE.search(username + password):
+        raise SettingsError(
+            "SERVICE_SECRET holds a character that PostgreSQL can't take, NUL or a lone surrogate: remove it."
+        )
+    if len(username.encode()) > 63:
+        raise SettingsError("The username in SERVICE_SECRET is longer than 63 bytes, PostgreSQL's limit: shorten it.")
+    return username, password
+
+
+def _json_object(name: str, secret: str) -> dict[str, Any]:
     try:
         given = json.loads(secret)
     except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
         # Not even the parser's message: it quotes the text.
-        raise SettingsError("DATABASE_SECRET is not a JSON object: give it the value of an RDS secret.")
+        raise SettingsError(f"{name} is not a JSON object: give it the value of an RDS secret.")
+    return given
+
+
+def _from_secret(secret: str, environment: Mapping[str, str]) -> dict[str, str]:
+    given = _json_object("DATABASE_SECRET", secret)
     overrides = {"host": "DATABASE_HOST", "port": "DATABASE_PORT", "dbname": "DATABASE_NAME"}
     fields: dict[str, Any] = {
         "port": 5432,

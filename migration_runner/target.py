@@ -23,6 +23,7 @@ class Request:
         revision: the target: of an upgrade None for the newest, of a downgrade also ``base``, ``-1`` and so on.
         lock_wait: how long to wait for a lock, in seconds.
         timeout: how long all may take, in seconds; None for no limit.
+        files: the revision files to check; none for all.
     """
 
     command: str
@@ -31,6 +32,7 @@ class Request:
     revision: str | None = None
     lock_wait: float = 300.0
     timeout: float | None = None
+    files: tuple[Path, ...] = ()
 
 
 def check_request(request: Request, revisions: Sequence[Revision], expected: str | None) -> None:

@@ -12,6 +12,7 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_logs as logs
+from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import aws_sns as sns
 from aws_cdk.assertions import Match, Template
@@ -30,10 +31,10 @@ def test_one_migration_adds_fourteen_resources_at_most_and_their_ids_are_stable(
         "MigrationC13A4580": "Custom::DatabaseMigration",
         "MigrationLogF7A864BD": "AWS::Logs::LogGroup",
         "MigrationSecurityGroupA23AF9FD": "AWS::EC2::SecurityGroup",
-        "MigrationTaskDefinitionExecutionRole1DA332F4": "AWS::IAM::Role",
-        "MigrationTaskDefinitionExecutionRoleDefaultPolicyA8400FA9": "AWS::IAM::Policy",
+        "MigrationExecutionRole1547E116": "AWS::IAM::Role",
+        "MigrationExecutionRoleDefaultPolicy95458350": "AWS::IAM::Policy",
         "MigrationTaskDefinitionF6B23059": "AWS::ECS::TaskDefinition",
-        "MigrationTaskDefinitionTaskRole415EAA1A": "AWS::IAM::Role",
+        "MigrationTaskRole07ED7A2E": "AWS::IAM::Role",
         "MigrationTriggerContinue65E30F25": "AWS::IAM::Policy",
         "MigrationTriggerFunction06DCFE64": "AWS::Lambda::Function",
         "MigrationTriggerFunctionEventInvokeConfig5F5BB19E": "AWS::Lambda::EventInvokeConfig",
@@ -41,7 +42,7 @@ def test_one_migration_adds_fourteen_resources_at_most_and_their_ids_are_stable(
         "MigrationTriggerRecord84E2D583": "AWS::SSM::Parameter",
         "MigrationTriggerRoleCDCBB2E8": "AWS::IAM::Role",
         "MigrationTriggerRoleDefaultPolicyD759B0B3": "AWS::IAM::Policy",
-    }
+    }, "breaking: CHANGELOG + major. Another id makes another resource in every stack of every team."
 
 
 def test_the_local_aws_can_make_every_resource(data: Data, migrate: Migrate) -> None:
@@ -233,6 +234,59 @@ def test_what_a_rollback_does_reaches_the_trigger(data: Data, migrate: Migrate) 
     assert (properties["OnRollback"], properties["OnDatabaseAhead"]) == ("DOWNGRADE", "proceed")
 
 
+def test_the_services_secret_reaches_the_container_and_only_there(data: Data, migrate: Migrate) -> None:
+    # given a secret that knows the database once it is attached to it
+    secret = rds.DatabaseSecret(data, "Own", username="inventory_service", master_secret=data.secret)
+    attached = secret.attach(data.database)
+    migrate(service_secret=attached)
+    found, arn = resources(data), data.resolve(attached.secret_arn)
+    # then the container gets it, ECS may read it, and the migration waits for the attachment
+    container = only(found, "AWS::ECS::TaskDefinition")["Properties"]["ContainerDefinitions"][0]
+    assert {"Name": "SERVICE_SECRET", "ValueFrom": arn} in container["Secrets"]
+    assert [one["Name"] for one in container["Secrets"]] == ["DATABASE_SECRET", "SERVICE_SECRET"]
+    policy = found["MigrationExecutionRoleDefaultPolicy95458350"]["Properties"]["PolicyDocument"]
+    readable = [one["Resource"] for one in policy["Statement"] if "secretsmanager:GetSecretValue" in one["Action"]]
+    assert arn in readable
+    migration = migration_of(data)
+    assert arn["Ref"] in migration["DependsOn"]
+    assert arn in migration["Properties"]["Fingerprint"]["Fn::Join"][1]
+
+
+def test_the_migration_waits_for_an_attachment_that_is_not_what_was_given(data: Data, migrate: Migrate) -> None:
+    secret = rds.DatabaseSecret(data, "Own", username="inventory_service")
+    attached = secret.attach(data.database)
+    migrate(service_secret=secret)
+    assert data.resolve(attached.secret_arn)["Ref"] in migration_of(data)["DependsOn"]
+
+
+def test_a_rotation_begins_when_there_is_a_role_to_rotate(data: Data, migrate: Migrate) -> None:
+    attached = rds.DatabaseSecret(data, "Own", username="inventory_service", master_secret=data.secret).attach(
+        data.database
+    )
+    migrate(service_secret=attached)
+    data.database.add_rotation_multi_user("Rotation", secret=attached)
+    found = resources(data)
+    (migration,) = [name for name, one in found.items() if one["Type"] == "Custom::DatabaseMigration"]
+    assert migration in only(found, "AWS::SecretsManager::RotationSchedule")["DependsOn"]
+
+
+def test_the_services_role_must_not_be_the_owners(data: Data, migrate: Migrate) -> None:
+    with pytest.raises(ValueError, match="service_secret is database_secret, but must be another one"):
+        migrate(service_secret=data.secret)
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        {"command": ["python", "-m", "migration_runner", "upgrade"]},
+        {"migrations": None, "command": ["flyway", "migrate"], "version": "V7"},
+    ],
+)
+def test_another_command_looks_after_no_role(data: Data, migrate: Migrate, tool: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="service_secret is for the role that `python -m migration_runner` looks"):
+        migrate(service_secret=secretsmanager.Secret(data, "Own"), **tool)
+
+
 def test_what_a_rollback_does_and_who_is_told_runs_no_migration_again(data: Data, migrate: Migrate) -> None:
     migrate()
     migrate(
@@ -380,6 +434,7 @@ OTHER_TOOL = {"migrations": None, "command": ["flyway", "migrate"], "version": "
     [
         *[(tool, name, parameter) for tool in ({}, OTHER_TOOL) for name, parameter in OWN_VARIABLES.items()],
         ({}, "DATABASE_URL", "database_secret"),
+        ({}, "SERVICE_SECRET", "service_secret"),
     ],
 )
 def test_a_variable_that_a_parameter_is_for_is_refused_and_its_value_not_shown(

@@ -32,7 +32,7 @@ def arn(service: str, resource: str) -> str:
 
 IN_THE_CLUSTER = "ArnEquals ecs:cluster ${Cluster.Arn}"
 TO_ECS = "StringEquals iam:PassedToService ecs-tasks.amazonaws.com"
-BOTH_ROLES = "${MigrationTaskDefinitionTaskRole.Arn} ${MigrationTaskDefinitionExecutionRole.Arn}"
+BOTH_ROLES = "${MigrationTaskRole.Arn} ${MigrationExecutionRole.Arn}"
 TRIGGER_ROLE = {
     Statement("ecs:RunTask", arn("ecs", "task-definition/dev-migration-task:*"), IN_THE_CLUSTER),
     Statement("ecs:ListTasks", "*", IN_THE_CLUSTER),
@@ -93,7 +93,7 @@ def test_every_statement_is_one_of_these_and_names_what_it_is_for(data: Data, mi
     assert allowed(resources(data)) == {
         "MigrationTriggerRoleDefaultPolicy": TRIGGER_ROLE,
         "MigrationTriggerContinue": CONTINUE,
-        "MigrationTaskDefinitionExecutionRoleDefaultPolicy": EXECUTION_ROLE,
+        "MigrationExecutionRoleDefaultPolicy": EXECUTION_ROLE,
     }
 
 
@@ -101,24 +101,31 @@ def test_each_policy_is_of_one_role_and_what_runs_in_the_container_may_do_nothin
     migrate()
     policies = ours(resources(data), "AWS::IAM::Policy")
     assert sorted(text(policy["Properties"]["Roles"]) for policy in policies.values()) == [
-        "${MigrationTaskDefinitionExecutionRole}",
+        "${MigrationExecutionRole}",
         "${MigrationTriggerRole}",
         "${MigrationTriggerRole}",
     ]
 
 
-def test_a_role_has_nothing_but_its_policies_and_is_for_one_service(data: Data, migrate: Migrate) -> None:
+def test_a_role_has_nothing_but_its_policies_and_is_for_one_service_of_this_account(
+    data: Data, migrate: Migrate
+) -> None:
     migrate()
 
     def trust(service: str) -> dict[str, Any]:
-        one = {"Action": "sts:AssumeRole", "Effect": "Allow", "Principal": {"Service": service}}
+        one = {
+            "Action": "sts:AssumeRole",
+            "Condition": {"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}},
+            "Effect": "Allow",
+            "Principal": {"Service": service},
+        }
         return {"AssumeRolePolicyDocument": {"Statement": [one], "Version": "2012-10-17"}}
 
     roles = ours(resources(data), "AWS::IAM::Role")
     assert {unhashed(name): role["Properties"] for name, role in roles.items()} == {
         "MigrationTriggerRole": trust("lambda.amazonaws.com"),
-        "MigrationTaskDefinitionTaskRole": trust("ecs-tasks.amazonaws.com"),
-        "MigrationTaskDefinitionExecutionRole": trust("ecs-tasks.amazonaws.com"),
+        "MigrationTaskRole": trust("ecs-tasks.amazonaws.com"),
+        "MigrationExecutionRole": trust("ecs-tasks.amazonaws.com"),
     }
 
 
@@ -135,7 +142,7 @@ def test_nothing_but_list_tasks_is_allowed_on_every_resource(data: Data, migrate
 def test_an_image_from_ecr_adds_only_the_token_which_has_no_resource(data: Data, migrate: Migrate) -> None:
     repository = ecr.Repository(data, "Repository")
     migrate(image=ecs.ContainerImage.from_ecr_repository(repository))
-    added = allowed(resources(data))["MigrationTaskDefinitionExecutionRoleDefaultPolicy"] - EXECUTION_ROLE
+    added = allowed(resources(data))["MigrationExecutionRoleDefaultPolicy"] - EXECUTION_ROLE
     assert added == {
         Statement("ecr:BatchCheckLayerAvailability ecr:GetDownloadUrlForLayer ecr:BatchGetImage", "${Repository.Arn}"),
         Statement("ecr:GetAuthorizationToken", "*"),
@@ -148,7 +155,7 @@ def test_a_topic_for_failures_adds_only_the_right_to_publish_to_it(data: Data, m
     assert found.pop("MigrationTriggerRoleDefaultPolicy") - TRIGGER_ROLE == {Statement("sns:Publish", "${Failures}")}
     assert found == {
         "MigrationTriggerContinue": CONTINUE,
-        "MigrationTaskDefinitionExecutionRoleDefaultPolicy": EXECUTION_ROLE,
+        "MigrationExecutionRoleDefaultPolicy": EXECUTION_ROLE,
     }
 
 

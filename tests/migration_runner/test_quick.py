@@ -21,6 +21,8 @@ from migration_runner.revisions import write_manifest
 from tests.conftest import Database
 from tests.migration_runner.conftest import BARE_ENVIRONMENT, Outcome, Project, migrate, migrate_here, run
 
+pytestmark = pytest.mark.fresh
+
 
 class Wire:
     """What lies between a run and its server: it counts the connections, and what is asked over them.
@@ -262,6 +264,19 @@ def test_on_a_terminal_a_person_reads_a_sentence(database: Database, released: P
     assert done.returncode == 0
     assert b"Nothing to do: the schema is at bbbb." in os.read(ours, 65536)
     os.close(ours)
+
+
+def test_a_person_off_a_terminal_can_ask_for_sentences(database: Database, released: Project) -> None:
+    # of a run at the target, which the runner itself does not see otherwise, and of one that fails
+    done = upgrade(database, released, MIGRATION_OUTPUT="text")
+    assert done.exit_code == 0
+    assert "Nothing to do: the schema is at bbbb.\n" in done.output
+    assert "{" not in done.output
+    failed = upgrade(database, released, MIGRATION_OUTPUT="text", MIGRATION_TARGET="aaaa")
+    assert failed.exit_code == 2
+    assert failed.output.startswith("upgrade: UnexpectedTarget: ")
+    # and the option, which is said for one run, wins
+    assert upgrade(database, released, "--json", MIGRATION_OUTPUT="text").result["status"] == "succeeded"
 
 
 def test_a_refusal_is_told_as_always(database: Database, released: Project) -> None:

@@ -36,7 +36,7 @@ from migration_runner.safety import (
     tables,
 )
 from tests.conftest import Database
-from tests.migration_runner.conftest import ROOT, Project, revision
+from tests.migration_runner.conftest import ROOT, Project, revision, run
 
 RENAME = "49871d03964c_rename_name_to_sku.py"
 BACK = "op.execute('SELECT 1')"
@@ -627,3 +627,59 @@ def test_a_check_tells_file_line_danger_and_what_to_write(monkeypatch: pytest.Mo
     assert shown.endswith("2 findings.\n")
     assert render_check([]) == "No findings.\n"
     assert json.loads(json.dumps(as_json(found[0])))["file"] == "migrations/versions/49871d03964c_rename_name_to_sku.py"
+
+
+def test_of_the_files_that_are_named_alone_something_is_said(unmarked: Path) -> None:
+    files = sorted((unmarked.parent / "migrations" / "versions").glob("*.py"))
+    assert [file.name for file in files] == ["48871d03964b_create_items.py", RENAME]
+    assert check(unmarked, files[:1]) == []
+    assert rules(check(unmarked, files[1:])) == rules(check(unmarked, files)) == ["renaming-column", "renaming-column"]
+
+
+def test_a_file_that_is_no_revision_of_the_project_is_wrong_use(
+    unmarked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(unmarked.parent)
+    with pytest.raises(RunError) as refused:
+        check(unmarked, [Path("migrations/env.py"), Path("migrations/versions/gone.py")])
+    assert (refused.value.exit_code, refused.value.kind) == (2, "NotARevision")
+    assert refused.value.message == "migrations/env.py and migrations/versions/gone.py are no revision of this project."
+    assert refused.value.hint == "Its revisions are in migrations/versions."
+
+
+def test_for_github_a_finding_is_an_annotation_after_the_text(project: Project) -> None:
+    path = project.write("aaaa", None, 'op.execute("ALTER TABLE \\"100%, a:b\\" RENAME TO c")', "op.f('c')")
+    written = run("check", str(path), "--output-format", "github", project=project.path, environment={})
+    text, _, annotations = written.output.partition("::error ")
+    place = "migrations/versions/aaaa_step.py"
+    assert written.exit_code == 1
+    assert f"{place}:10: renaming-table\n  Each query" in text
+    first, last = annotations.splitlines()
+    assert first.startswith(
+        f"file={place},line=10,title=renaming-table::Each query of the running release on 100%25, a:b"
+    )
+    # What it does, what to write instead, and how to allow it: on one line, or GitHub would show the first alone.
+    assert "%0AInstead:%0A    # safe: renaming-table - the view" in first
+    assert first.endswith("say so in that line or above it: # safe: renaming-table - the reason")
+    assert last.startswith("check: UnsafeRevisions: ")
+
+
+def test_for_github_a_file_is_named_from_the_root_of_the_repository(project: Project) -> None:
+    project.write("aaaa", None, 'op.drop_table("t")')
+    root = project.path.parent
+    in_folder = run(
+        "check", "--output-format=github", project=project.path, environment={"GITHUB_WORKSPACE": str(root)}
+    )
+    assert (
+        f"::error file={project.path.name}/migrations/versions/aaaa_step.py,line=10,title=ban-drop-table::"
+        in in_folder.output
+    )
+
+
+def test_for_github_a_chain_that_is_broken_is_an_annotation_too_whatever_file_is_named(project: Project) -> None:
+    first = project.write("aaaa", None)
+    project.write("bbbb", "gone")
+    broken = run("check", str(first), "--output-format", "github", project=project.path, environment={})
+    assert broken.exit_code == 2
+    assert broken.output.startswith("::error title=RevisionError::")
+    assert "gone" in broken.output.splitlines()[0]
