@@ -15,14 +15,23 @@ from stacks.service_stack import ServiceStack
 from stacks.stage import STAGES, stage_named
 
 
+def add_stacks(app: cdk.App) -> None:
+    """Add the two stacks of each stage, or of the one that the context names.
+
+    Raises:
+        ValueError: there is no such stage, or the migrations can't be read.
+    """
+    chosen = app.node.try_get_context("stage")
+    for stage in STAGES.values() if chosen is None else [stage_named(chosen)]:
+        data = DataStack(app, f"{stage.stack_prefix}DataStack", stage=stage)
+        ServiceStack(app, f"{stage.stack_prefix}Stack", stage=stage, data=data)
+
+
 def main() -> None:
     """Synthesize the stacks; bad input ends in one sentence and exit code 2."""
     app = cdk.App()
-    chosen = app.node.try_get_context("stage")
     try:
-        for stage in STAGES.values() if chosen is None else [stage_named(chosen)]:
-            data = DataStack(app, f"{stage.stack_prefix}DataStack", stage=stage)
-            ServiceStack(app, f"{stage.stack_prefix}Stack", stage=stage, data=data)
+        add_stacks(app)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import aws_cdk as cdk
+import jsii
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_rds as rds
+from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
+from stacks.acknowledgments import acknowledge
 from stacks.stage import Stage
+
+# Of the services that assume a role: none on behalf of somebody else's account.
+OF_THIS_ACCOUNT = {"StringEquals": {"aws:SourceAccount": cdk.Aws.ACCOUNT_ID}}
+ISOLATED = ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED)
 
 
 class DataStack(cdk.Stack):
@@ -25,12 +36,81 @@ class DataStack(cdk.Stack):
     """
 
     def __init__(self, scope: Construct, construct_id: str, *, stage: Stage, **kwargs: object) -> None:
-        super().__init__(scope, construct_id, **kwargs)  # type: ignore[arg-type]  # jsii types each keyword by itself
+        super().__init__(scope, construct_id, termination_protection=stage.protected, **kwargs)  # type: ignore[arg-type]  # jsii types each keyword by itself
+        self._stage = stage
+        self.key = self._encryption_key()
+        self.vpc = self._network()
+        self.database_clients = ec2.SecurityGroup(
+            self,
+            "DatabaseClients",
+            vpc=self.vpc,
+            description="ECS tasks that may connect to the database and to the AWS endpoints of this VPC",
+            allow_all_outbound=False,
+        )
+        # S3's gateway endpoint has addresses of its own in each region; no route leads to any others.
+        self.database_clients.add_egress_rule(
+            ec2.Peer.any_ipv4(), ec2.Port.tcp(443), "AWS, through the endpoints of this VPC"
+        )
+        self._endpoints()
+        self.database = self._database()
+        self.database.connections.allow_default_port_from(self.database_clients)
+        secret = self.database.secret
+        if secret is None:  # only for a database that was made from a snapshot
+            raise ValueError("the database has no generated secret")
+        self.database_secret = secret
+        self.service_secret = self._service_secret(secret)
+        # Changed in place: only migrations use it, and one that is refused because of it starts over.
+        self.rotate(self, "Database", secret, secretsmanager.HostedRotation.postgre_sql_single_user)
+        self.cluster = self._cluster()
+        cdk.Tags.of(self).add("environment", stage.environment)
+        cdk.Tags.of(self).add("application", "inventory")
 
-        self.vpc = ec2.Vpc(
+    @property
+    @jsii.member(jsii_name="availabilityZones")
+    def availability_zones(self) -> list[str]:
+        """As many of the region's zones as the stage asks for.
+
+        A stack that is bound to no region otherwise offers two, whatever the region has.
+        https://docs.aws.amazon.com/cdk/api/v2/docs/aws-cdk-lib.Stack.html#availabilityzones
+        """
+        return [cdk.Fn.select(index, cdk.Fn.get_azs()) for index in range(self._stage.availability_zones)]
+
+    def _encryption_key(self) -> kms.Key:
+        key = kms.Key(
+            self,
+            "Key",
+            alias=f"alias/{self._stage.environment}-inventory",
+            description=f"The database, secrets and logs of the stage {self._stage.environment}",
+            enable_key_rotation=True,
+            removal_policy=self._stage.removal_policy,
+        )
+        # https://docs.aws.amazon.com/AmazonCloudWatch/latest/logs/encrypt-log-data-kms.html
+        log_groups = self.format_arn(
+            service="logs", resource="log-group", resource_name="*", arn_format=cdk.ArnFormat.COLON_RESOURCE_NAME
+        )
+        key.add_to_resource_policy(
+            iam.PolicyStatement(
+                principals=[iam.ServicePrincipal("logs.amazonaws.com")],
+                actions=["kms:Encrypt*", "kms:Decrypt*", "kms:ReEncrypt*", "kms:GenerateDataKey*", "kms:Describe*"],
+                resources=["*"],
+                conditions={"ArnLike": {"kms:EncryptionContext:aws:logs:arn": log_groups}},
+            )
+        )
+        return key
+
+    def _key_as_imported(self, construct_id: str) -> kms.IKey:
+        """The key, for a secret that roles of other stacks read.
+
+        What may use an imported key stands in those roles. Of a key of its own, CDK would write every reader into the
+        key's policy, and this stack would depend on theirs.
+        """
+        return kms.Key.from_key_arn(self, construct_id, self.key.key_arn)
+
+    def _network(self) -> ec2.Vpc:
+        vpc = ec2.Vpc(
             self,
             "Vpc",
-            max_azs=stage.availability_zones,
+            max_azs=self._stage.availability_zones,
             nat_gateways=0,
             # It is done by a Lambda function in Node that CDK brings along; no resource here uses that group.
             restrict_default_security_group=False,
@@ -38,58 +118,194 @@ class DataStack(cdk.Stack):
                 ec2.SubnetConfiguration(name="isolated", subnet_type=ec2.SubnetType.PRIVATE_ISOLATED, cidr_mask=24)
             ],
         )
-
-        self.database_clients = ec2.SecurityGroup(
+        role = iam.Role(
             self,
-            "DatabaseClients",
-            vpc=self.vpc,
-            description="ECS tasks that may connect to the database and to the AWS endpoints of this VPC",
+            "FlowLogRole",
+            assumed_by=iam.ServicePrincipal("vpc-flow-logs.amazonaws.com", conditions=OF_THIS_ACCOUNT),
         )
+        log = self._stage.log_group(self, "FlowLogs", f"/vpc/{self._stage.environment}/flow-logs", self.key)
+        vpc.add_flow_log("FlowLog", destination=ec2.FlowLogDestination.to_cloud_watch_logs(log, role))
+        return vpc
 
-        endpoints = ec2.SecurityGroup(
+    def _endpoints(self) -> None:
+        """Without NAT a Fargate task starts only if it reaches these: its image (two of ECR and S3), secret and log.
+
+        They are also the only way out for data, so what does not need to leave by them can't.
+        """
+        layers = self.vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
+        # https://docs.aws.amazon.com/AmazonECR/latest/userguide/vpc-endpoints.html
+        bucket = f"arn:{self.partition}:s3:::prod-{self.region}-starport-layer-bucket/*"
+        layers.add_to_policy(
+            iam.PolicyStatement(principals=[iam.AnyPrincipal()], actions=["s3:GetObject"], resources=[bucket])
+        )
+        group = ec2.SecurityGroup(
             self, "Endpoints", vpc=self.vpc, description="The AWS endpoints of this VPC", allow_all_outbound=False
         )
-        endpoints.add_ingress_rule(self.database_clients, ec2.Port.tcp(443))
-        # Without NAT a Fargate task starts only if it reaches these: its image (two of ECR and S3), secret and log.
-        self.vpc.add_gateway_endpoint("S3", service=ec2.GatewayVpcEndpointAwsService.S3)
-        for endpoint_id, service in {
-            "EcrApi": ec2.InterfaceVpcEndpointAwsService.ECR,
-            "EcrDocker": ec2.InterfaceVpcEndpointAwsService.ECR_DOCKER,
-            "Logs": ec2.InterfaceVpcEndpointAwsService.CLOUDWATCH_LOGS,
-            "SecretsManager": ec2.InterfaceVpcEndpointAwsService.SECRETS_MANAGER,
-        }.items():
-            self.vpc.add_interface_endpoint(endpoint_id, service=service, security_groups=[endpoints], open=False)
+        group.add_ingress_rule(self.database_clients, ec2.Port.tcp(443))
+        services = ec2.InterfaceVpcEndpointAwsService
+        for endpoint_id, service in (("EcrApi", services.ECR), ("EcrDocker", services.ECR_DOCKER)):
+            self.vpc.add_interface_endpoint(endpoint_id, service=service, security_groups=[group], open=False)
+        for endpoint_id, service, actions in (
+            ("Logs", services.CLOUDWATCH_LOGS, "logs:*"),
+            ("SecretsManager", services.SECRETS_MANAGER, "secretsmanager:*"),
+        ):
+            endpoint = self.vpc.add_interface_endpoint(
+                endpoint_id, service=service, security_groups=[group], open=False
+            )
+            # Not with the credentials of another account, which would take data out.
+            endpoint.add_to_policy(
+                iam.PolicyStatement(
+                    principals=[iam.AnyPrincipal()],
+                    actions=[actions],
+                    resources=["*"],
+                    conditions={"StringEquals": {"aws:PrincipalAccount": self.account}},
+                )
+            )
 
-        self.database = rds.DatabaseInstance(
+    def _database(self) -> rds.DatabaseInstance:
+        stage = self._stage
+        identifier = f"{stage.environment}-inventory"
+        # RDS would make it, and keep everything for ever.
+        log = stage.log_group(self, "DatabaseLogs", f"/aws/rds/instance/{identifier}/postgresql", self.key)
+        monitoring_role = iam.Role(
+            self,
+            "MonitoringRole",
+            assumed_by=iam.ServicePrincipal("monitoring.rds.amazonaws.com", conditions=OF_THIS_ACCOUNT),
+            managed_policies=[
+                iam.ManagedPolicy.from_aws_managed_policy_name("service-role/AmazonRDSEnhancedMonitoringRole")
+            ],
+        )
+        acknowledge(
+            monitoring_role,
+            "The policy that RDS documents for enhanced monitoring: it may write to log groups named RDS*, no more.",
+            "AwsSolutions-IAM4[Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonRDSEnhancedMonitoringRole]",
+        )
+        database = rds.DatabaseInstance(
             self,
             "Database",
+            # With a name of its own, CloudFormation refuses to replace it, data and all.
+            instance_identifier=identifier,
             # Complete with its minor version, and never upgraded by RDS itself: the template says what runs.
             engine=rds.DatabaseInstanceEngine.postgres(version=rds.PostgresEngineVersion.VER_17_9),
             auto_minor_version_upgrade=False,
+            # No connection without TLS; the tasks check the server's certificate too (PGSSLMODE in the image).
+            parameters={"rds.force_ssl": "1"},
             instance_type=stage.database_instance_type,
+            multi_az=stage.multi_az,
             vpc=self.vpc,
-            vpc_subnets=ec2.SubnetSelection(subnet_type=ec2.SubnetType.PRIVATE_ISOLATED),
+            vpc_subnets=ISOLATED,
             publicly_accessible=False,
+            security_groups=[
+                ec2.SecurityGroup(
+                    self, "DatabaseAccess", vpc=self.vpc, description="The database", allow_all_outbound=False
+                )
+            ],
             credentials=rds.Credentials.from_generated_secret(
-                "inventory", secret_name=f"{stage.environment}/inventory-management/database"
+                "inventory",
+                secret_name=f"{stage.environment}/inventory-management/database",
+                encryption_key=self._key_as_imported("DatabaseSecretKey"),
             ),
             database_name="inventory",
             allocated_storage=20,
             storage_type=rds.StorageType.GP3,
-            storage_encrypted=True,
+            storage_encryption_key=self.key,
             backup_retention=stage.backup_retention,
+            deletion_protection=stage.protected,
             removal_policy=stage.removal_policy,
+            cloudwatch_logs_exports=["postgresql"],
+            monitoring_interval=cdk.Duration.seconds(60),
+            monitoring_role=monitoring_role,
+            enable_performance_insights=True,
+            performance_insight_encryption_key=self.key,
         )
-        self.database.connections.allow_default_port_from(self.database_clients)
-        secret = self.database.secret
-        if secret is None:  # only for a database that was made from a snapshot
-            raise ValueError("the database has no generated secret")
-        self.database_secret = secret
+        database.node.add_dependency(log)
+        for secret in (child for child in database.node.children if isinstance(child, secretsmanager.Secret)):
+            secret.apply_removal_policy(stage.removal_policy)
+        acknowledge(
+            database,
+            "The port is no secret: only members of database_clients can connect to it.",
+            "AwsSolutions-RDS11",
+        )
+        acknowledge(
+            database,
+            "Every login is one of two roles, whose passwords Secrets Manager rotates. A second way in, for whomever "
+            "IAM lets, stays closed.",
+            "CKV_AWS_161",
+        )
+        if not stage.multi_az:
+            acknowledge(
+                database,
+                "No customer depends on this stage: when its zone fails, it waits for the zone.",
+                "AwsSolutions-RDS3",
+                "CKV_AWS_157",
+            )
+        if not stage.protected:
+            acknowledge(
+                database,
+                "This stage is made to be thrown away with `cdk destroy`; it holds no data that anybody misses.",
+                "AwsSolutions-RDS10",
+            )
+        return database
 
-        self.cluster = ecs.Cluster(
+    def _service_secret(self, master: secretsmanager.ISecret) -> secretsmanager.ISecret:
+        """What the services connect with: a role that reads and writes rows, and can't change the schema."""
+        secret = rds.DatabaseSecret(
+            self,
+            "ServiceSecret",
+            username="inventory_service",
+            secret_name=f"{self._stage.environment}/inventory-management/service",
+            encryption_key=self._key_as_imported("ServiceSecretKey"),
+            master_secret=master,
+        )
+        secret.apply_removal_policy(self._stage.removal_policy)
+        acknowledge(
+            secret,
+            "It is rotated: the schedule is in the stack of the migration, which makes the role first.",
+            "AwsSolutions-SMG4",
+        )
+        return secret.attach(self.database)
+
+    def rotate(
+        self,
+        scope: Construct,
+        whose: str,
+        secret: secretsmanager.ISecret,
+        rotation: Callable[..., secretsmanager.HostedRotation],
+    ) -> secretsmanager.RotationSchedule:
+        """Give a role of the database a new password each month, not at once.
+
+        Args:
+            scope: the stack of the rotation.
+            whose: secret it is, for the names of the function and its log.
+            secret: in this stack.
+            rotation: how Secrets Manager does it.
+        """
+        name = f"{self._stage.environment}-rotate-{whose.lower()}-secret"
+        schedule = secretsmanager.RotationSchedule(
+            scope,
+            f"{whose}Rotation",
+            secret=secret,
+            hosted_rotation=rotation(
+                function_name=name, vpc=self.vpc, vpc_subnets=ISOLATED, security_groups=[self.database_clients]
+            ),
+            automatically_after=cdk.Duration.days(30),
+            rotate_immediately_on_update=False,
+        )
+        # Lambda would make it, and keep everything for ever.
+        log = self._stage.log_group(scope, f"{whose}RotationLogs", f"/aws/lambda/{name}", self.key)
+        schedule.node.add_dependency(log)
+        return schedule
+
+    def _cluster(self) -> ecs.Cluster:
+        name = f"{self._stage.environment}-inventory-cluster"
+        cluster = ecs.Cluster(
             self,
             "Cluster",
-            cluster_name=f"{stage.environment}-inventory-cluster",
+            cluster_name=name,
             vpc=self.vpc,
             container_insights_v2=ecs.ContainerInsights.ENABLED,
         )
+        # ECS would make it, and keep everything for ever.
+        log_name = f"/aws/ecs/containerinsights/{name}/performance"
+        cluster.node.add_dependency(self._stage.log_group(self, "ClusterLogs", log_name, self.key))
+        return cluster

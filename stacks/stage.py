@@ -1,4 +1,7 @@
-"""What differs between the stages; everything else is the same code for all of them."""
+"""What differs between the stages; everything else is the same code for all of them.
+
+A stage more is one more ``Stage(...)`` in STAGES: ``cdk ls`` then shows its two stacks.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from dataclasses import dataclass
 
 import aws_cdk as cdk
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
+from constructs import Construct
 
 from constructs_lib import OnRollback
 
@@ -19,26 +24,41 @@ class Stage:
         environment: the prefix of every physical name, such as ``dev`` in ``dev-inventory-cluster``.
         availability_zones: how many zones the subnets span; RDS asks for two at least.
         database_instance_type: the size of the PostgreSQL instance.
+        multi_az: whether RDS keeps a standby in another zone.
         backup_retention: how long RDS keeps automatic backups.
         log_retention: how long the log groups keep their events.
         desired_count: how many tasks of the service run.
         on_rollback: what happens to the schema when a deployment rolls back.
-        removal_policy: what happens to the data and the logs when the stage is destroyed.
+        protected: whether stacks and database refuse to be deleted until that is switched off by hand.
+        removal_policy: what happens to the data, the key and the logs when the stage is destroyed.
     """
 
     environment: str
     availability_zones: int
     database_instance_type: ec2.InstanceType
+    multi_az: bool
     backup_retention: cdk.Duration
     log_retention: logs.RetentionDays
     desired_count: int
     on_rollback: OnRollback
+    protected: bool
     removal_policy: cdk.RemovalPolicy
 
     @property
     def stack_prefix(self) -> str:
         """What the stacks' names begin with: ``Dev`` in ``DevStack``."""
         return self.environment.capitalize()
+
+    def log_group(self, scope: Construct, construct_id: str, name: str, key: kms.IKey) -> logs.LogGroup:
+        """A log group of this stage: with a retention, and encrypted with the stage's key."""
+        return logs.LogGroup(
+            scope,
+            construct_id,
+            log_group_name=name,
+            retention=self.log_retention,
+            encryption_key=key,
+            removal_policy=self.removal_policy,
+        )
 
 
 STAGES = {
@@ -48,12 +68,40 @@ STAGES = {
             environment="dev",
             availability_zones=2,
             database_instance_type=ec2.InstanceType.of(ec2.InstanceClass.T4G, ec2.InstanceSize.MICRO),
+            multi_az=False,
             backup_retention=cdk.Duration.days(1),
             log_retention=logs.RetentionDays.ONE_MONTH,
             desired_count=1,
             # A rename is a plain one: the older release must find its column again.
             on_rollback=OnRollback.DOWNGRADE,
+            protected=False,
             removal_policy=cdk.RemovalPolicy.DESTROY,
+        ),
+        Stage(
+            environment="staging",
+            availability_zones=2,
+            database_instance_type=ec2.InstanceType.of(ec2.InstanceClass.T4G, ec2.InstanceSize.SMALL),
+            multi_az=False,
+            backup_retention=cdk.Duration.days(7),
+            log_retention=logs.RetentionDays.THREE_MONTHS,
+            desired_count=2,
+            # As in production, or what is rehearsed here would be something else.
+            on_rollback=OnRollback.KEEP,
+            protected=True,
+            removal_policy=cdk.RemovalPolicy.DESTROY,
+        ),
+        Stage(
+            environment="prod",
+            availability_zones=3,
+            database_instance_type=ec2.InstanceType.of(ec2.InstanceClass.M7G, ec2.InstanceSize.LARGE),
+            multi_az=True,
+            backup_retention=cdk.Duration.days(35),
+            log_retention=logs.RetentionDays.ONE_YEAR,
+            desired_count=3,
+            # A downgrade drops what customers have written since; here a person decides that, never a rollback.
+            on_rollback=OnRollback.KEEP,
+            protected=True,
+            removal_policy=cdk.RemovalPolicy.RETAIN,
         ),
     ]
 }

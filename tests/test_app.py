@@ -33,12 +33,14 @@ def app(tmp_path: Path) -> Path:
     return tmp_path / "app"
 
 
-def test_it_synthesizes_two_stacks_that_are_bound_to_no_account_and_no_region(app: Path, tmp_path: Path) -> None:
+def test_it_synthesizes_two_stacks_for_each_stage_that_are_bound_to_no_account_and_no_region(
+    app: Path, tmp_path: Path
+) -> None:
     made = synth(app, tmp_path / "out")
     assert made.returncode == 0, made.stderr
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     stacks = {key: value for key, value in manifest["artifacts"].items() if value["type"] == "aws:cloudformation:stack"}
-    assert set(stacks) == {"DevDataStack", "DevStack"}
+    assert set(stacks) == {f"{stage}{kind}" for stage in ("Dev", "Staging", "Prod") for kind in ("DataStack", "Stack")}
     assert {stack["environment"] for stack in stacks.values()} == {"aws://unknown-account/unknown-region"}
     assert "missing" not in manifest
 
@@ -56,7 +58,7 @@ def test_the_image_is_built_for_the_processor_that_every_task_runs_on(app: Path,
 
 def test_an_unknown_stage_ends_in_one_sentence(app: Path, tmp_path: Path) -> None:
     refused = synth(app, tmp_path / "out", stage="qa")
-    assert (refused.returncode, refused.stderr) == (2, "error: unknown stage 'qa': use one of dev\n")
+    assert (refused.returncode, refused.stderr) == (2, "error: unknown stage 'qa': use one of dev, staging, prod\n")
 
 
 def test_migrations_that_can_not_be_read_end_in_one_sentence(app: Path, tmp_path: Path) -> None:

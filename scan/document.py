@@ -1,0 +1,34 @@
+"""The table of docs/SECURITY.md: every finding that is acknowledged, with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from stacks.acknowledgments import Acknowledgment
+from stacks.stage import STAGES
+
+SECURITY = Path(__file__).parent.parent / "docs" / "SECURITY.md"
+BEGIN, END = "<!-- acknowledged: make security-table -->", "<!-- end of acknowledged -->"
+
+
+def with_table(text: str, acknowledged: Sequence[Acknowledgment]) -> str:
+    """The document with its table made anew: a line for each rule, construct and reason, whatever the stage.
+
+    Args:
+        text: the document.
+        acknowledged: in every stage.
+    """
+    stages: dict[tuple[str, str, str], list[str]] = {}
+    for one in acknowledged:
+        stage = next(stage for stage in STAGES.values() if one.path.startswith(stage.stack_prefix))
+        # A name in brackets may hold the stage's own.
+        rule = one.rule.replace(f"{stage.environment}-", "STAGE-").replace(stage.stack_prefix, "Stage")
+        where = one.path.removeprefix(stage.stack_prefix)
+        stages.setdefault((where, rule, one.reason), []).append(stage.environment)
+    lines = ["| construct | rule | stages | why it stays |", "| --- | --- | --- | --- |"]
+    for (where, rule, reason), found in stages.items():
+        told = "all" if len(found) == len(STAGES) else ", ".join(found)
+        lines.append(f"| {where} | `{rule}` | {told} | {reason} |")
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}"
