@@ -13,6 +13,7 @@ OURS = {
     "app",
     "benchmarks",
     "constructs_lib",
+    "examples",
     "inventory_service",
     "local_aws",
     "migration_runner",
@@ -61,12 +62,16 @@ def packages(path: str) -> set[str]:
         ("stacks", CDK | {"stacks", "constructs_lib"}),
         ("constructs_lib", CDK | {"constructs_lib", "migration_runner"}),
         ("constructs_lib/trigger_handler", HANDLER | {"boto3", "botocore"}),
+        ("examples", CDK | {"constructs_lib"}),
         ("migration_runner", {"migration_runner", "alembic", "sqlalchemy", "psycopg2"}),
         (
             "inventory_service",
-            {"inventory_service", "alembic", "sqlalchemy", "psycopg2", "fastapi", "pydantic", "starlette", "uvicorn"},
+            {"inventory_service", "alembic", "sqlalchemy", "psycopg2", "fastapi", "pydantic", "starlette", "uvicorn"}
+            | {"botocore"},
         ),
         ("benchmarks", {"benchmarks", "local_aws", "psycopg2"}),
+        ("docs", {"griffe", "migration_runner"}),
+        ("noxfile.py", {"nox", "packaging"}),
         ("local_aws", {"local_aws", "boto3", "botocore", "ministack", "psutil", "psycopg2", "trustme"}),
     ],
 )
