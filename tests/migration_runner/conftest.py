@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +18,21 @@ from migration_runner.revisions import Revision
 from migration_runner.runner import run as run_command
 from migration_runner.target import Request
 from tests.conftest import Database
+from tests.migration_runner.zygote import BARE_ENVIRONMENT as BARE_ENVIRONMENT
+from tests.migration_runner.zygote import ROOT as ROOT
+from tests.migration_runner.zygote import Ways, complete
 
-ROOT = Path(__file__).parents[2]
-# No variable of libpq and none of ours comes from the shell that runs the tests.
-BARE_ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+
+@pytest.fixture(scope="session", autouse=True)
+def _zygote() -> Iterator[None]:
+    yield
+    if Ways.zygote:
+        Ways.zygote.end()
+
+
+@pytest.fixture(autouse=True)
+def _ways(request: pytest.FixtureRequest) -> None:
+    Ways.fresh = request.node.get_closest_marker("fresh") is not None
 
 
 @dataclass(frozen=True)
@@ -61,15 +69,7 @@ class Outcome:
 
 def run(*arguments: str, project: Path = ROOT, environment: Mapping[str, str]) -> Outcome:
     """Run ``python -m migration_runner`` in the folder of a project, to its end."""
-    done = subprocess.run(
-        [sys.executable, "-m", "migration_runner", *arguments],
-        cwd=project,
-        env={**BARE_ENVIRONMENT, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = complete(arguments, cwd=project, env={**BARE_ENVIRONMENT, **environment}, timeout=60)
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 

@@ -6,11 +6,9 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, quote_plus
@@ -18,7 +16,8 @@ from urllib.parse import quote, quote_plus
 import psycopg2.extensions
 
 from tests.conftest import Database
-from tests.migration_runner.conftest import BARE_ENVIRONMENT, ROOT, Outcome
+from tests.migration_runner.conftest import ROOT, Outcome
+from tests.migration_runner.zygote import BARE_ENVIRONMENT, start
 
 Found = TypeVar("Found")
 SESSIONS = """
@@ -33,13 +32,8 @@ class Runner:
         self._password = database.password
         self._reading, writing = os.pipe()
         os.set_blocking(self._reading, False)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "migration_runner", *arguments],
-            cwd=project,
-            env={**BARE_ENVIRONMENT, "DATABASE_URL": database.url, **environment},
-            stdout=writing,
-            stderr=writing,
-        )
+        variables = {**BARE_ENVIRONMENT, "DATABASE_URL": database.url, **environment}
+        self._process = start(arguments, cwd=project, env=variables, stdout=writing, stderr=writing)
         os.close(writing)
         self._output = b""
 
@@ -82,7 +76,7 @@ class Runner:
             assert time.monotonic() < deadline, f"it still runs: {self.output}"
             time.sleep(0.005)
         self.output  # noqa: B018
-        outcome = Outcome(self._process.returncode, self._output.decode(), "")
+        outcome = Outcome(self._process.wait(), self._output.decode(), "")
         assert_no_secret(outcome.output, self._password)
         return outcome
 
@@ -135,7 +129,14 @@ def eventually(look: Callable[[], Found], seconds: float = 20) -> Found:
 def in_statement(database: Database, words: str) -> int:
     """Wait until a session of the runner executes a statement with these words; its process id."""
     statement = f"{SESSIONS} AND state = 'active' AND query LIKE '%{words}%' AND pid <> pg_backend_pid()"
-    pid = eventually(lambda: database.rows(statement))[0][0]
+    # A connection for each look would take more of the processor than the run that is waited for.
+    with closing(database.connect()) as session, session.cursor() as cursor:
+
+        def seen() -> list[tuple[object, ...]]:
+            cursor.execute(statement)
+            return cursor.fetchall()
+
+        pid = eventually(seen)[0][0]
     assert isinstance(pid, int)
     return pid
 

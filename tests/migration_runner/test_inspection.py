@@ -28,6 +28,7 @@ def told(outcome: Outcome, event: str) -> dict[str, object]:
     return one
 
 
+@pytest.mark.fresh
 def test_status_names_who_holds_the_lock(database: Database, two: Project) -> None:
     assert migrate(database, "upgrade", project=two.path).exit_code == 0
     assert told(migrate(database, "status", project=two.path), "migration.status")["lock_holder"] is None
@@ -60,6 +61,7 @@ def test_a_plan_is_about_what_is_pending_and_how_large_its_tables_are(database: 
     assert database.rows("SELECT version_num FROM alembic_version") == [("aaaa",)]
 
 
+@pytest.mark.fresh
 def test_without_a_database_a_plan_is_about_all_revisions(two: Project) -> None:
     plan = run("plan", project=two.path, environment={})
     assert (plan.exit_code, plan.errors) == (0, "")
@@ -72,6 +74,7 @@ def test_a_plan_for_a_schema_that_is_at_the_head_says_so(database: Database, two
     assert "Nothing is pending." in migrate(database, "plan", project=two.path).output
 
 
+@pytest.mark.fresh
 def test_a_check_fails_with_1_and_speaks_json_when_asked(two: Project) -> None:
     two.write("cccc", "bbbb", 'op.drop_column("t", "c")', 'op.execute("ALTER TABLE t ADD COLUMN c int")')
     check = run("check", "--json", project=two.path, environment={})
@@ -90,6 +93,7 @@ def test_a_check_of_two_heads_is_wrong_use(two: Project) -> None:
     assert "2 heads" in check.error["message"]
 
 
+@pytest.mark.fresh
 def test_the_history_tells_what_was_applied_and_when(database: Database, two: Project) -> None:
     without = run("history", project=two.path, environment={})
     assert without.output == "aaaa -> bbbb (head)  step bbbb\nbase -> aaaa  step aaaa\n"
@@ -101,6 +105,7 @@ def test_the_history_tells_what_was_applied_and_when(database: Database, two: Pr
     ]
 
 
+@pytest.mark.fresh
 def test_a_stamp_moves_what_is_recorded_and_runs_nothing(database: Database, two: Project) -> None:
     stamped = migrate(database, "stamp", "head", project=two.path)
     assert (stamped.exit_code, stamped.result["at"], stamped.result["applied"]) == (0, "bbbb", [])

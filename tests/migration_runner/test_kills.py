@@ -21,6 +21,8 @@ from tests.conftest import Database
 from tests.migration_runner.conftest import Outcome, Project
 from tests.migration_runner.processes import eventually, in_statement, sessions, started, transaction, upgrade
 
+# `make kills` has the time.
+pytestmark = [pytest.mark.fresh] if "KILLS" in os.environ else []
 SLEEP = "op.execute('CREATE TABLE t ()'); op.execute('SELECT pg_sleep(100)')"
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
 INDEXES = "SELECT indexrelid::regclass::text, indisvalid FROM pg_index WHERE indrelid = 't'::regclass ORDER BY 1"
@@ -35,6 +37,7 @@ def end_sessions(database: Database, condition: str = "true") -> None:
 
 
 # P4
+@pytest.mark.fresh
 def test_a_session_that_is_ended_in_a_migration_changes_nothing_and_the_next_run_succeeds(
     database: Database, project: Project
 ) -> None:
@@ -54,6 +57,7 @@ def test_a_session_that_is_ended_in_a_migration_changes_nothing_and_the_next_run
 
 
 # P6
+@pytest.mark.fresh
 def test_the_server_ends_the_statement_of_a_killed_run_and_the_next_run_succeeds(
     database: Database, project: Project
 ) -> None:

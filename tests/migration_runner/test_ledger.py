@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import Database
 from tests.migration_runner.conftest import BARE_ENVIRONMENT, Project
 from tests.migration_runner.processes import upgrade
@@ -80,6 +82,7 @@ def test_a_file_that_was_edited_after_it_was_applied_is_named_each_time(database
         assert outcome.named("migration.edited") == [edited]
 
 
+@pytest.mark.fresh
 def test_a_schema_that_alembic_has_made_is_taken_over(database: Database, project: Project) -> None:
     project.write("aaaa", None)
     project.write("bbbb", "aaaa")

@@ -141,6 +141,7 @@ def test_an_index_built_concurrently_waits_for_old_writers_and_no_waiting_runner
     assert database.rows("SELECT indisvalid FROM pg_index WHERE indexrelid = 't_id'::regclass") == [(True,)]
 
 
+@pytest.mark.fresh
 def test_who_holds_the_lock_is_named_when_the_wait_is_over(database: Database, project: Project) -> None:
     project.write("aaaa", None, SLEEP)
     with started(database, project=project.path):
@@ -304,6 +305,7 @@ def test_a_run_with_nothing_to_do_does_not_hang_behind_a_lock(database: Database
     assert (refused.exit_code, refused.error["sqlstate"]) == (4, "55P03")
 
 
+@pytest.mark.fresh
 def test_a_timeout_bounds_a_run_of_many_statements(database: Database, project: Project) -> None:
     project.write("aaaa", None, "[op.execute('SELECT pg_sleep(0.4)') for _ in range(20)]")
     began = time.monotonic()

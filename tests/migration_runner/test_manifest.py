@@ -260,6 +260,7 @@ def test_a_run_tells_of_a_stale_manifest_and_is_right_all_the_same(
     assert at == newest
 
 
+@pytest.mark.fresh
 def test_without_a_manifest_it_works_the_same(database: Database, project: Project) -> None:
     release(project)
     manifest(project).unlink()

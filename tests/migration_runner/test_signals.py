@@ -13,6 +13,7 @@ from tests.conftest import Database
 from tests.migration_runner.conftest import Outcome, Project
 from tests.migration_runner.processes import Runner, eventually, in_statement, sessions, started, transaction, upgrade
 
+pytestmark = pytest.mark.fresh
 SLEEP = "op.execute('CREATE TABLE t ()'); op.execute('SELECT pg_sleep(100)')"
 INDEX = "with op.get_context().autocommit_block(): op.execute('CREATE INDEX CONCURRENTLY t_id ON t (id)')"
 WRITE = "INSERT INTO t VALUES (1)"
