@@ -222,7 +222,7 @@ def change_code_only(app: Path) -> None:
 
 def _override(app: Path, part: str, name: str, value: str) -> None:
     """Give a part of the migration a property in the template that the construct would not give it."""
-    last = "self.migration.execute_before(self.service)"
+    last = "self.migration.execute_before(self.service, self._rotation())"
     override = f'self.migration.{part}.node.default_child.add_property_override("{name}", {value})'
     _replace(app / "stacks" / "service_stack.py", last, f"{last}\n        {override}")
 

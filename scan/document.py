@@ -21,7 +21,12 @@ def with_table(text: str, acknowledged: Sequence[Acknowledgment]) -> str:
     """
     stages: dict[tuple[str, str, str], list[str]] = {}
     for one in acknowledged:
-        stage = next(stage for stage in STAGES.values() if one.path.startswith(stage.stack_prefix))
+        stack = one.path.partition("/")[0]
+        stage = next(
+            stage
+            for stage in STAGES.values()
+            if stack in (f"{stage.stack_prefix}DataStack", f"{stage.stack_prefix}Stack")
+        )
         # A name in brackets may hold the stage's own.
         rule = one.rule.replace(f"{stage.environment}-", "STAGE-").replace(stage.stack_prefix, "Stage")
         where = one.path.removeprefix(stage.stack_prefix)

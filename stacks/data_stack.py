@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import aws_cdk as cdk
 import jsii
 from aws_cdk import aws_ec2 as ec2
@@ -15,7 +13,9 @@ from aws_cdk import aws_secretsmanager as secretsmanager
 from constructs import Construct
 
 from stacks.acknowledgments import acknowledge
+from stacks.rotation import Rotation
 from stacks.stage import Stage
+from stacks.stage_log import StageLog
 
 # Of the services that assume a role: none on behalf of somebody else's account.
 OF_THIS_ACCOUNT = {"StringEquals": {"aws:SourceAccount": cdk.Aws.ACCOUNT_ID}}
@@ -59,8 +59,7 @@ class DataStack(cdk.Stack):
             raise ValueError("the database has no generated secret")
         self.database_secret = secret
         self.service_secret = self._service_secret(secret)
-        # Changed in place: only migrations use it, and one that is refused because of it starts over.
-        self.rotate(self, "Database", secret, secretsmanager.HostedRotation.postgre_sql_single_user)
+        self._rotation()
         self.cluster = self._cluster()
         cdk.Tags.of(self).add("environment", stage.environment)
         cdk.Tags.of(self).add("application", "inventory")
@@ -90,7 +89,7 @@ class DataStack(cdk.Stack):
         )
         key.add_to_resource_policy(
             iam.PolicyStatement(
-                principals=[iam.ServicePrincipal("logs.amazonaws.com")],
+                principals=[iam.ServicePrincipal(f"logs.{self.region}.amazonaws.com")],
                 actions=["kms:Encrypt*", "kms:Decrypt*", "kms:ReEncrypt*", "kms:GenerateDataKey*", "kms:Describe*"],
                 resources=["*"],
                 conditions={"ArnLike": {"kms:EncryptionContext:aws:logs:arn": log_groups}},
@@ -123,7 +122,7 @@ class DataStack(cdk.Stack):
             "FlowLogRole",
             assumed_by=iam.ServicePrincipal("vpc-flow-logs.amazonaws.com", conditions=OF_THIS_ACCOUNT),
         )
-        log = self._stage.log_group(self, "FlowLogs", f"/vpc/{self._stage.environment}/flow-logs", self.key)
+        log = self._log("FlowLogs", f"/vpc/{self._stage.environment}/flow-logs")
         vpc.add_flow_log("FlowLog", destination=ec2.FlowLogDestination.to_cloud_watch_logs(log, role))
         return vpc
 
@@ -143,53 +142,43 @@ class DataStack(cdk.Stack):
         )
         group.add_ingress_rule(self.database_clients, ec2.Port.tcp(443))
         services = ec2.InterfaceVpcEndpointAwsService
-        for endpoint_id, service in (("EcrApi", services.ECR), ("EcrDocker", services.ECR_DOCKER)):
-            self.vpc.add_interface_endpoint(endpoint_id, service=service, security_groups=[group], open=False)
-        for endpoint_id, service, actions in (
-            ("Logs", services.CLOUDWATCH_LOGS, "logs:*"),
-            ("SecretsManager", services.SECRETS_MANAGER, "secretsmanager:*"),
+        # To pull an image, not to push one elsewhere; and nothing with the credentials of another account.
+        pull = {
+            "actions": [
+                "ecr:BatchCheckLayerAvailability",
+                "ecr:BatchGetImage",
+                "ecr:GetAuthorizationToken",
+                "ecr:GetDownloadUrlForLayer",
+            ]
+        }
+        own = {"conditions": {"StringEquals": {"aws:PrincipalAccount": self.account}}}
+        for endpoint_id, service, allowed in (
+            ("EcrApi", services.ECR, pull),
+            ("EcrDocker", services.ECR_DOCKER, pull),
+            ("Logs", services.CLOUDWATCH_LOGS, own | {"actions": ["logs:*"]}),
+            ("SecretsManager", services.SECRETS_MANAGER, own | {"actions": ["secretsmanager:*"]}),
         ):
             endpoint = self.vpc.add_interface_endpoint(
                 endpoint_id, service=service, security_groups=[group], open=False
             )
-            # Not with the credentials of another account, which would take data out.
-            endpoint.add_to_policy(
-                iam.PolicyStatement(
-                    principals=[iam.AnyPrincipal()],
-                    actions=[actions],
-                    resources=["*"],
-                    conditions={"StringEquals": {"aws:PrincipalAccount": self.account}},
-                )
-            )
+            endpoint.add_to_policy(iam.PolicyStatement(principals=[iam.AnyPrincipal()], resources=["*"], **allowed))
 
     def _database(self) -> rds.DatabaseInstance:
         stage = self._stage
         identifier = f"{stage.environment}-inventory"
-        # RDS would make it, and keep everything for ever.
-        log = stage.log_group(self, "DatabaseLogs", f"/aws/rds/instance/{identifier}/postgresql", self.key)
-        monitoring_role = iam.Role(
-            self,
-            "MonitoringRole",
-            assumed_by=iam.ServicePrincipal("monitoring.rds.amazonaws.com", conditions=OF_THIS_ACCOUNT),
-            managed_policies=[
-                iam.ManagedPolicy.from_aws_managed_policy_name("service-role/AmazonRDSEnhancedMonitoringRole")
-            ],
-        )
-        acknowledge(
-            monitoring_role,
-            "The policy that RDS documents for enhanced monitoring: it may write to log groups named RDS*, no more.",
-            "AwsSolutions-IAM4[Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonRDSEnhancedMonitoringRole]",
-        )
+        destroyed = stage.removal_policy is cdk.RemovalPolicy.DESTROY
+        log = self._log("DatabaseLogs", f"/aws/rds/instance/{identifier}/postgresql")
         database = rds.DatabaseInstance(
             self,
             "Database",
             # With a name of its own, CloudFormation refuses to replace it, data and all.
             instance_identifier=identifier,
-            # Complete with its minor version, and never upgraded by RDS itself: the template says what runs.
+            # Complete with its minor version: the template says what runs, until RDS withdraws that version.
             engine=rds.DatabaseInstanceEngine.postgres(version=rds.PostgresEngineVersion.VER_17_9),
             auto_minor_version_upgrade=False,
             # No connection without TLS; the tasks check the server's certificate too (PGSSLMODE in the image).
-            parameters={"rds.force_ssl": "1"},
+            # And no row of anybody in its log: not the statement that fails, nor the key that is taken already.
+            parameters={"rds.force_ssl": "1", "log_min_error_statement": "panic", "log_error_verbosity": "terse"},
             instance_type=stage.database_instance_type,
             multi_az=stage.multi_az,
             vpc=self.vpc,
@@ -211,16 +200,34 @@ class DataStack(cdk.Stack):
             storage_encryption_key=self.key,
             backup_retention=stage.backup_retention,
             deletion_protection=stage.protected,
-            removal_policy=stage.removal_policy,
+            removal_policy=stage.removal_policy if destroyed else cdk.RemovalPolicy.SNAPSHOT,
             cloudwatch_logs_exports=["postgresql"],
             monitoring_interval=cdk.Duration.seconds(60),
-            monitoring_role=monitoring_role,
+            monitoring_role=self._monitoring_role(),
             enable_performance_insights=True,
             performance_insight_encryption_key=self.key,
         )
         database.node.add_dependency(log)
-        for secret in (child for child in database.node.children if isinstance(child, secretsmanager.Secret)):
-            secret.apply_removal_policy(stage.removal_policy)
+        self._acknowledge_database(database)
+        return database
+
+    def _monitoring_role(self) -> iam.Role:
+        role = iam.Role(
+            self,
+            "MonitoringRole",
+            assumed_by=iam.ServicePrincipal("monitoring.rds.amazonaws.com", conditions=OF_THIS_ACCOUNT),
+            managed_policies=[
+                iam.ManagedPolicy.from_aws_managed_policy_name("service-role/AmazonRDSEnhancedMonitoringRole")
+            ],
+        )
+        acknowledge(
+            role,
+            "The policy that RDS documents for enhanced monitoring: it may write to log groups named RDS*, no more.",
+            "AwsSolutions-IAM4[Policy::arn:<AWS::Partition>:iam::aws:policy/service-role/AmazonRDSEnhancedMonitoringRole]",
+        )
+        return role
+
+    def _acknowledge_database(self, database: rds.DatabaseInstance) -> None:
         acknowledge(
             database,
             "The port is no secret: only members of database_clients can connect to it.",
@@ -232,20 +239,19 @@ class DataStack(cdk.Stack):
             "IAM lets, stays closed.",
             "CKV_AWS_161",
         )
-        if not stage.multi_az:
+        if not self._stage.multi_az:
             acknowledge(
                 database,
                 "No customer depends on this stage: when its zone fails, it waits for the zone.",
                 "AwsSolutions-RDS3",
                 "CKV_AWS_157",
             )
-        if not stage.protected:
+        if not self._stage.protected:
             acknowledge(
                 database,
                 "This stage is made to be thrown away with `cdk destroy`; it holds no data that anybody misses.",
                 "AwsSolutions-RDS10",
             )
-        return database
 
     def _service_secret(self, master: secretsmanager.ISecret) -> secretsmanager.ISecret:
         """What the services connect with: a role that reads and writes rows, and can't change the schema."""
@@ -257,7 +263,6 @@ class DataStack(cdk.Stack):
             encryption_key=self._key_as_imported("ServiceSecretKey"),
             master_secret=master,
         )
-        secret.apply_removal_policy(self._stage.removal_policy)
         acknowledge(
             secret,
             "It is rotated: the schedule is in the stack of the migration, which makes the role first.",
@@ -265,36 +270,30 @@ class DataStack(cdk.Stack):
         )
         return secret.attach(self.database)
 
-    def rotate(
-        self,
-        scope: Construct,
-        whose: str,
-        secret: secretsmanager.ISecret,
-        rotation: Callable[..., secretsmanager.HostedRotation],
-    ) -> secretsmanager.RotationSchedule:
-        """Give a role of the database a new password each month, not at once.
-
-        Args:
-            scope: the stack of the rotation.
-            whose: secret it is, for the names of the function and its log.
-            secret: in this stack.
-            rotation: how Secrets Manager does it.
-        """
-        name = f"{self._stage.environment}-rotate-{whose.lower()}-secret"
-        schedule = secretsmanager.RotationSchedule(
-            scope,
-            f"{whose}Rotation",
-            secret=secret,
-            hosted_rotation=rotation(
-                function_name=name, vpc=self.vpc, vpc_subnets=ISOLATED, security_groups=[self.database_clients]
-            ),
-            automatically_after=cdk.Duration.days(30),
-            rotate_immediately_on_update=False,
+    def let_decrypt_secrets(self, role: iam.IRole) -> None:
+        """Let a role use the key, and only for the secrets that it may read."""
+        role.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=["kms:Decrypt"],
+                resources=[self.key.key_arn],
+                conditions={"StringEquals": {"kms:ViaService": f"secretsmanager.{self.region}.amazonaws.com"}},
+            )
         )
-        # Lambda would make it, and keep everything for ever.
-        log = self._stage.log_group(scope, f"{whose}RotationLogs", f"/aws/lambda/{name}", self.key)
-        schedule.node.add_dependency(log)
-        return schedule
+
+    def _rotation(self) -> None:
+        # Changed in place: only migrations use it, and one that is refused because of it starts over.
+        Rotation(
+            self,
+            "DatabaseRotation",
+            function_name=f"{self._stage.environment}-rotate-database-secret",
+            secret=self.database_secret,
+            rotation=secretsmanager.HostedRotation.postgre_sql_single_user,
+            vpc=self.vpc,
+            vpc_subnets=ISOLATED,
+            security_groups=[self.database_clients],
+            stage=self._stage,
+            key=self.key,
+        )
 
     def _cluster(self) -> ecs.Cluster:
         name = f"{self._stage.environment}-inventory-cluster"
@@ -305,7 +304,9 @@ class DataStack(cdk.Stack):
             vpc=self.vpc,
             container_insights_v2=ecs.ContainerInsights.ENABLED,
         )
-        # ECS would make it, and keep everything for ever.
         log_name = f"/aws/ecs/containerinsights/{name}/performance"
-        cluster.node.add_dependency(self._stage.log_group(self, "ClusterLogs", log_name, self.key))
+        cluster.node.add_dependency(self._log("ClusterLogs", log_name))
         return cluster
+
+    def _log(self, construct_id: str, name: str) -> StageLog:
+        return StageLog(self, construct_id, name=name, stage=self._stage, key=self.key)

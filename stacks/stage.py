@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 import aws_cdk as cdk
 from aws_cdk import aws_ec2 as ec2
-from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
-from constructs import Construct
 
 from constructs_lib import OnRollback
 
@@ -30,7 +28,8 @@ class Stage:
         desired_count: how many tasks of the service run.
         on_rollback: what happens to the schema when a deployment rolls back.
         protected: whether stacks and database refuse to be deleted until that is switched off by hand.
-        removal_policy: what happens to the data, the key and the logs when the stage is destroyed.
+        removal_policy: what happens to the logs and the key when the stage is destroyed, but not when its creation
+            fails: their names would be taken. Unless it is DESTROY, a snapshot of the database is kept.
     """
 
     environment: str
@@ -48,17 +47,6 @@ class Stage:
     def stack_prefix(self) -> str:
         """What the stacks' names begin with: ``Dev`` in ``DevStack``."""
         return self.environment.capitalize()
-
-    def log_group(self, scope: Construct, construct_id: str, name: str, key: kms.IKey) -> logs.LogGroup:
-        """A log group of this stage: with a retention, and encrypted with the stage's key."""
-        return logs.LogGroup(
-            scope,
-            construct_id,
-            log_group_name=name,
-            retention=self.log_retention,
-            encryption_key=key,
-            removal_policy=self.removal_policy,
-        )
 
 
 STAGES = {
@@ -101,7 +89,7 @@ STAGES = {
             # A downgrade drops what customers have written since; here a person decides that, never a rollback.
             on_rollback=OnRollback.KEEP,
             protected=True,
-            removal_policy=cdk.RemovalPolicy.RETAIN,
+            removal_policy=cdk.RemovalPolicy.RETAIN_ON_UPDATE_OR_DELETE,
         ),
     ]
 }

@@ -163,8 +163,8 @@ class Service:
         return ids
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "migration_runner", *arguments]
-        environment = in_environment(DATABASE_URL=self.database.url, MIGRATION_OUTPUT="text")
+        command = [sys.executable, "-m", "migration_runner", *arguments, "--output-format", "text"]
+        environment = in_environment(DATABASE_URL=self.database.url)
         return subprocess.run(command, cwd=self.app, env=environment, capture_output=True, text=True, check=False)
 
     def migrate(self, *arguments: str) -> None:
@@ -265,6 +265,7 @@ def test_the_table_of_the_stages_says_what_the_code_does() -> None:
     head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in found[1].splitlines()]
     assert head[1:] == [stage.stack_prefix for stage in STAGES.values()]
     told = {row[0]: row[1:] for row in rows}
+    left = {"DESTROY": "nothing is left", "RETAIN_ON_UPDATE_OR_DELETE": "a snapshot, the key and the logs"}
     assert told == {
         "names begin with": [f"`{one.environment}-`" for one in STAGES.values()],
         "availability zones": [str(one.availability_zones) for one in STAGES.values()],
@@ -275,7 +276,7 @@ def test_the_table_of_the_stages_says_what_the_code_does() -> None:
         "tasks of the service": [str(one.desired_count) for one in STAGES.values()],
         "`on_rollback`": [one.on_rollback.value for one in STAGES.values()],
         "protected against deletion": ["yes" if one.protected else "no" for one in STAGES.values()],
-        "data when it is destroyed": [one.removal_policy.name for one in STAGES.values()],
+        "when it is destroyed": [left[one.removal_policy.name] for one in STAGES.values()],
     }
 
 
