@@ -74,14 +74,17 @@ def assert_matches_snapshot(stack: Stack, file: str | Path) -> None:
     """
     file = Path(file)
     now = masked_template(stack)
-    if os.environ.get("UPDATE_SNAPSHOTS"):
+    if os.environ.get("UPDATE_SNAPSHOTS", "0") not in ("", "0"):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(now)
         return
     if not file.exists():
         raise AssertionError(f"There is no snapshot {file}: UPDATE_SNAPSHOTS=1 writes it.")
     # A formatter may have had its way with the file.
-    kept = json.dumps(json.loads(file.read_text()), indent=2, sort_keys=True).splitlines()
+    try:
+        kept = json.dumps(json.loads(file.read_bytes()), indent=2, sort_keys=True).splitlines()
+    except ValueError as error:
+        raise AssertionError(f"The snapshot {file} is no JSON: UPDATE_SNAPSHOTS=1 writes it anew. ({error})") from None
     lines = list(difflib.unified_diff(kept, now.splitlines(), str(file), stack.stack_name, n=3, lineterm=""))
     if lines:
         more = [f"... and {len(lines) - MAX_LINES} lines more"] if len(lines) > MAX_LINES else []

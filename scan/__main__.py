@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,6 @@ import aws_cdk as cdk
 from cdk_nag import AwsSolutionsChecks
 
 from app import add_stacks
-from scan.document import SECURITY, with_table
 from stacks.acknowledgments import acknowledgments
 
 CLONE = Path(__file__).parent.parent
@@ -44,7 +43,7 @@ def cdk_nag(out: Path, _: Path) -> list[Finding]:
     """The AwsSolutions rules, which were asked while the templates were made."""
     report = out / "validation-report.json"
     if not report.exists():
-        return []
+        raise ScanError("cdk-nag has left no report.")
     return [
         Finding(violation["ruleName"], construct["constructPath"], violation["description"])
         for plugin in json.loads(report.read_text())["pluginReports"]
@@ -72,12 +71,7 @@ def checkov(out: Path, tools: Path) -> list[Finding]:
     ]
 
 
-# Each with what its rules begin with.
-SCANNERS: dict[str, tuple[Callable[[Path, Path], list[Finding]], tuple[str, ...]]] = {
-    "cdk-nag": (cdk_nag, ("AwsSolutions-",)),
-    "cfn-lint": (cfn_lint, ("E", "W", "I")),
-    "checkov": (checkov, ("CKV",)),
-}
+SCANNERS = {"cdk-nag": cdk_nag, "cfn-lint": cfn_lint, "checkov": checkov}
 
 
 def main() -> int:
@@ -89,19 +83,13 @@ def main() -> int:
         "--tools", type=Path, default=CLONE / ".venv-scan" / "bin", help="where cfn-lint and checkov are"
     )
     parser.add_argument("--out", type=Path, default=CLONE / ".local" / "scan", help="where the templates are written")
-    parser.add_argument(
-        "--write", action="store_true", help="only write the table of acknowledgments into docs/SECURITY.md"
-    )
     arguments = parser.parse_args()
+    # What an earlier scan has left there is no template of this app.
+    shutil.rmtree(arguments.out, ignore_errors=True)
     app = cdk.App(outdir=str(arguments.out), context=json.loads((CLONE / "cdk.json").read_text())["context"])
     add_stacks(app)
-    acknowledged = acknowledgments(app)
-    if arguments.write:
-        SECURITY.write_text(with_table(SECURITY.read_text(), acknowledged))
-        return 0
     print("Making the templates of every stage, with cdk-nag ...", flush=True)
     cdk.Validations.of(app).add_plugins(AwsSolutionsChecks(app))
-    (arguments.out / "validation-report.json").unlink(missing_ok=True)
     try:
         app.synth()
     except RuntimeError as error:
@@ -110,15 +98,13 @@ def main() -> int:
             raise
     found = {}
     try:
-        for name, (scanner, _) in SCANNERS.items():
+        for name, scanner in SCANNERS.items():
             print(f"{name} ...", flush=True)
             found[name] = scanner(arguments.out, arguments.tools)
     except ScanError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rules = Counter(
-        name for one in acknowledged for name, (_, begins) in SCANNERS.items() if one.rule.startswith(begins)
-    )
+    rules = Counter(one.scanner for one in acknowledgments(app))
     print(f"\n{'scanner':<10} {'templates':>9} {'findings':>9} {'acknowledged':>13}")
     for name, findings in found.items():
         print(f"{name:<10} {len(_templates(arguments.out)):>9} {len(findings):>9} {rules[name]:>13}")

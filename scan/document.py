@@ -1,11 +1,14 @@
-"""The table of docs/SECURITY.md: every finding that is acknowledged, with its reason."""
+"""The table of docs/SECURITY.md: every finding that is acknowledged, with its reason. As a program it writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from stacks.acknowledgments import Acknowledgment
+import aws_cdk as cdk
+
+from app import add_stacks
+from stacks.acknowledgments import Acknowledgment, acknowledgments
 from stacks.stage import STAGES
 
 SECURITY = Path(__file__).parent.parent / "docs" / "SECURITY.md"
@@ -37,3 +40,9 @@ def with_table(text: str, acknowledged: Sequence[Acknowledgment]) -> str:
         lines.append(f"| {where} | `{rule}` | {told} | {reason} |")
     before, _, rest = text.partition(BEGIN)
     return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    app = cdk.App()
+    add_stacks(app)
+    SECURITY.write_text(with_table(SECURITY.read_text(), acknowledgments(app)))

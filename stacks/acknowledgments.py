@@ -25,6 +25,11 @@ class Acknowledgment:
     path: str
     reason: str
 
+    @property
+    def scanner(self) -> str:
+        """Whose rule it is: ``cdk-nag``, ``checkov`` or ``cfn-lint``."""
+        return _scanner(self.rule)
+
 
 def acknowledge(construct: IConstruct, reason: str, *rules: str) -> None:
     """Leave findings about a construct as they are.
@@ -38,14 +43,16 @@ def acknowledge(construct: IConstruct, reason: str, *rules: str) -> None:
     resource = cast(cdk.CfnResource, construct.node.default_child or construct)
     for rule in rules:
         construct.node.add_metadata(METADATA, {"rule": rule, "reason": reason})
-        if rule.startswith("AwsSolutions-"):
-            told = cdk.Acknowledgment(id=f"AwsSolutions::{rule}", reason=reason)
-            cdk.Validations.of(construct).acknowledge(told)
-        elif rule.startswith("CKV"):
-            skipped = (resource.get_metadata("checkov") or {}).get("skip", [])
-            resource.add_metadata("checkov", {"skip": [*skipped, {"id": rule, "comment": reason}]})
-        else:
-            resource.add_metadata("cfn-lint", {"config": {"ignore_checks": [rule]}})
+        match _scanner(rule):
+            case "cdk-nag":
+                told = cdk.Acknowledgment(id=f"AwsSolutions::{rule}", reason=reason)
+                cdk.Validations.of(construct).acknowledge(told)
+            case "checkov":
+                skipped = (resource.get_metadata("checkov") or {}).get("skip", [])
+                resource.add_metadata("checkov", {"skip": [*skipped, {"id": rule, "comment": reason}]})
+            case "cfn-lint":
+                ignored = (resource.get_metadata("cfn-lint") or {"config": {"ignore_checks": []}})["config"]
+                resource.add_metadata("cfn-lint", {"config": {"ignore_checks": [*ignored["ignore_checks"], rule]}})
 
 
 def acknowledgments(app: cdk.App) -> list[Acknowledgment]:
@@ -56,3 +63,9 @@ def acknowledgments(app: cdk.App) -> list[Acknowledgment]:
         for entry in construct.node.metadata
         if entry.type == METADATA
     ]
+
+
+def _scanner(rule: str) -> str:
+    if rule.startswith("AwsSolutions-"):
+        return "cdk-nag"
+    return "checkov" if rule.startswith("CKV") else "cfn-lint"

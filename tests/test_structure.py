@@ -18,6 +18,7 @@ OURS = {
     "local_aws",
     "migration_runner",
     "migrations",
+    "scan",
     "stacks",
 }
 CDK = {"aws_cdk", "constructs", "jsii"}
@@ -72,6 +73,7 @@ def packages(path: str) -> set[str]:
         ("benchmarks", {"benchmarks", "local_aws", "psycopg2"}),
         ("docs", {"griffe", "migration_runner"}),
         ("noxfile.py", {"nox", "packaging"}),
+        ("scan", CDK | {"app", "cdk_nag", "scan", "stacks"}),
         ("local_aws", {"local_aws", "boto3", "botocore", "ministack", "psutil", "psycopg2", "trustme"}),
     ],
 )

@@ -138,3 +138,21 @@ def test_of_a_long_difference_the_first_lines_show(tmp_path: Path, monkeypatch: 
 def test_the_helper_needs_no_pytest() -> None:
     program = "import sys, constructs_lib.snapshots; sys.exit('pytest' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(constructs_lib.__file__).parent.parent)
+
+
+@pytest.mark.parametrize("content", [b"", b"<<<<<<< ours\n{}", b"\xff\xfe{}"])
+def test_a_snapshot_that_can_not_be_read_is_named_with_the_way_out(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "Shop.json").write_bytes(content)
+    with pytest.raises(
+        AssertionError, match=r"^The snapshot .*Shop\.json is no JSON: UPDATE_SNAPSHOTS=1 writes it anew"
+    ):
+        assert_matches_snapshot(cdk.Stack(cdk.App(), "Shop"), tmp_path / "Shop.json")
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_a_variable_that_says_no_writes_no_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("UPDATE_SNAPSHOTS", value)
+    with pytest.raises(AssertionError, match=r"^There is no snapshot"):
+        assert_matches_snapshot(cdk.Stack(cdk.App(), "Shop"), tmp_path / "Shop.json")

@@ -27,20 +27,6 @@ def test_the_migration_task_has_the_name_and_the_size_of_the_original_system(dev
     dev["DevStack"].has_resource_properties("AWS::IAM::Role", {"RoleName": "dev-migration-task-execution-role"})
 
 
-@pytest.mark.parametrize("name", ["/ecs/dev/migration-task", "/ecs/dev/inventory-service"])
-def test_each_log_group_has_its_name_and_a_retention(dev: Templates, name: str) -> None:
-    dev["DevStack"].has_resource_properties(
-        "AWS::Logs::LogGroup", {"LogGroupName": name, "RetentionInDays": Match.any_value()}
-    )
-
-
-def test_cluster_and_secret_have_the_names_of_the_original_system(dev: Templates) -> None:
-    dev["DevDataStack"].has_resource_properties("AWS::ECS::Cluster", {"ClusterName": "dev-inventory-cluster"})
-    dev["DevDataStack"].has_resource_properties(
-        "AWS::SecretsManager::Secret", {"Name": "dev/inventory-management/database"}
-    )
-
-
 def test_the_service_waits_for_the_migration(dev: Templates) -> None:
     migration = next(iter(dev["DevStack"].find_resources("Custom::DatabaseMigration")))
     (service,) = resources(dev["DevStack"], "AWS::ECS::Service")
@@ -160,8 +146,12 @@ def test_every_stage_has_the_names_of_the_original_system_under_its_own_prefix(
 ) -> None:
     data, service = of_stage(templates, environment)
     data.has_resource_properties("AWS::ECS::Cluster", {"ClusterName": f"{environment}-inventory-cluster"})
+    data.has_resource_properties(
+        "AWS::SecretsManager::Secret", {"Name": f"{environment}/inventory-management/database"}
+    )
     service.has_resource_properties("AWS::ECS::TaskDefinition", {"Family": f"{environment}-migration-task"})
     service.has_resource_properties("AWS::Logs::LogGroup", {"LogGroupName": f"/ecs/{environment}/migration-task"})
+    service.has_resource_properties("AWS::Logs::LogGroup", {"LogGroupName": f"/ecs/{environment}/inventory-service"})
     service.has_resource_properties("AWS::ECS::Service", {"ServiceName": f"{environment}-inventory-service"})
 
 
