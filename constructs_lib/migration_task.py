@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Literal, cast
 
 import jsii
-from aws_cdk import (
-    Aspects,
-    CfnResource,
-    CustomResource,
-    Duration,
-    IAspect,
-    Reference,
-    RemovalPolicy,
-    Stack,
-    Tokenization,
-)
+from aws_cdk import Aspects, CfnResource, CustomResource, Duration, IAspect, RemovalPolicy, Stack
 from aws_cdk import aws_cloudwatch as cloudwatch
 from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
-from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import aws_sns as sns
 from constructs import Construct, IConstruct
 
 from constructs_lib.alembic_migrations import AlembicMigrations
 from constructs_lib.migration_trigger import MigrationTrigger
+from constructs_lib.ordering import FollowNeeds, HoldBack, main_resource, outermost_stack, runs_code
 
 CONTAINER = "migration"
 LOG_STREAM_PREFIX = "migration"
@@ -50,37 +41,9 @@ OWN_VARIABLES = {
     "DATABASE_NAME": "database_name",
     "MIGRATION_TARGET": "migrations or version",
     "MIGRATION_TIMEOUT": "timeout",
-    "MIGRATION_OUTPUT": "run_migration_ecs.sh",
 }
 # Another tool may need these: the runner refuses a URL beside the secret, and looks after the services' role.
 RUNNERS_VARIABLES = {"DATABASE_URL": "database_secret", "SERVICE_SECRET": "service_secret"}
-ROUTES = (
-    ec2.CfnNatGateway,
-    ec2.CfnNetworkAclEntry,
-    ec2.CfnRoute,
-    ec2.CfnSubnetNetworkAclAssociation,
-    ec2.CfnSubnetRouteTableAssociation,
-    ec2.CfnVPCEndpoint,
-)
-RUNS_CODE = (
-    "AWS::AppRunner::Service",
-    "AWS::AutoScaling::AutoScalingGroup",
-    "AWS::Batch::ComputeEnvironment",
-    "AWS::Batch::JobDefinition",
-    "AWS::Batch::JobQueue",
-    "AWS::EC2::Instance",
-    "AWS::ECS::ExpressGatewayService",
-    "AWS::ECS::Service",
-    "AWS::ECS::TaskSet",
-    "AWS::ElasticBeanstalk::Environment",
-    "AWS::Events::Rule",
-    "AWS::Lambda::Function",
-    "AWS::Pipes::Pipe",
-    "AWS::Scheduler::Schedule",
-    "AWS::StepFunctions::StateMachine",
-    "Custom::AWSCDK-EKS-HelmChart",
-    "Custom::AWSCDK-EKS-KubernetesResource",
-)
 
 
 class OnRollback(Enum):
@@ -209,66 +172,23 @@ class MigrationTask(Construct):
         force: str = "",
     ) -> None:
         super().__init__(scope, construct_id)
-        if migrations and version is not None:
-            raise ValueError(
-                f"migrations and version={version!r} exclude each other: the revisions are the version. Drop one."
-            )
-        if not migrations and not (command and version):
-            raise ValueError("without migrations, give both command and version, such as version='V7'.")
-        if log_group and log_group_name:
-            raise ValueError(f"log_group and log_group_name={log_group_name!r} exclude each other: drop one.")
-        if isinstance(command, str):
-            sentence = f"command is the text {command!r}, but must be a list, such as {command.split()!r}."
-            raise ValueError(sentence)  # noqa: TRY004  # as for all that is refused at synth
-        own = OWN_VARIABLES | (RUNNERS_VARIABLES if migrations else {})
-        if taken := sorted(own.keys() & (environment or {}).keys()):
-            raise ValueError(f"environment must not set {taken[0]}: that is what {own[taken[0]]} is for.")
-        fields = dict(database_secret_fields or {})
-        own |= dict.fromkeys(environment or {}, "environment")
-        if taken := sorted(own.keys() & fields.keys()):
-            raise ValueError(f"database_secret_fields must not set {taken[0]}: that is what {own[taken[0]]} is for.")
         timeout = timeout or Duration.minutes(30)
-        if timeout.is_unresolved():
-            raise ValueError("timeout is a token, but must be known at synth: give a number, from 1 to 55 minutes.")
-        if not MIN_TIMEOUT.to_seconds() <= timeout.to_seconds() <= MAX_TIMEOUT.to_seconds():
-            raise ValueError(
-                f"timeout is {timeout.to_seconds() / 60:g} minutes, but must be from 1 to 55 minutes: CloudFormation "
-                "waits for an hour."
-            )
-        if not isinstance(on_rollback, OnRollback):
-            sentence = f"on_rollback is {on_rollback!r}, but must be OnRollback.KEEP or OnRollback.DOWNGRADE."
-            raise ValueError(sentence)  # noqa: TRY004  # as for all that is refused at synth
-        if on_rollback is OnRollback.DOWNGRADE and (command or not migrations):
-            raise ValueError(
-                "on_rollback=DOWNGRADE runs `python -m migration_runner downgrade`: give migrations, and no command."
-            )
-        if on_database_ahead not in ("fail", "proceed"):
-            raise ValueError(f"on_database_ahead is {on_database_ahead!r}, but must be 'fail' or 'proceed'.")
-        if on_database_ahead == "proceed" and (command or not migrations):
-            raise ValueError(
-                "on_database_ahead='proceed' goes by what `python -m migration_runner` tells: give migrations, and no "
-                "command."
-            )
-        if service_secret is not None and (command or not migrations):
-            raise ValueError(
-                "service_secret is for the role that `python -m migration_runner` looks after: give migrations, and no "
-                "command."
-            )
-        if service_secret is not None and service_secret.secret_arn == database_secret.secret_arn:
-            raise ValueError(
-                "service_secret is database_secret, but must be another one: who owns the schema can change it."
-            )
-        if failure_topic is not None and not hasattr(failure_topic, "grant_publish"):
-            raise ValueError(f"failure_topic is {failure_topic!r}, but must be a topic: sns.Topic(self, 'Failures').")
-        if failure_topic is not None and failure_topic.fifo:
-            raise ValueError("failure_topic is a FIFO topic, which takes no message without a group: give another one.")
-        if on_rollback is OnRollback.DOWNGRADE and timeout.to_seconds() < MIN_DOWNGRADE_TIMEOUT.to_seconds():
-            raise ValueError(
-                f"timeout is {timeout.to_seconds() / 60:g} minutes, but must be from 5 to 55 minutes for "
-                "on_rollback=DOWNGRADE: an upgrade that is cancelled may take two of them to stop."
-            )
+        environment = environment or {}
+        fields = dict(database_secret_fields or {})
+        default_command = bool(migrations) and not command
+        _refuse_tool(migrations=migrations, command=command, version=version)
+        _refuse_two_log_groups(log_group=log_group, log_group_name=log_group_name)
+        _refuse_variables(environment=environment, fields=fields, alembic=bool(migrations))
+        _refuse_policies(on_rollback=on_rollback, on_database_ahead=on_database_ahead, default_command=default_command)
+        _refuse_timeout(timeout=timeout, on_rollback=on_rollback)
+        _refuse_service_secret(
+            service_secret=service_secret, database_secret=database_secret, default_command=default_command
+        )
+        _refuse_topic(failure_topic)
         command = list(command or ["python", "-m", "migration_runner", "upgrade"])
         target = migrations.target if migrations else str(version)
+        given = {"DATABASE_HOST": database_host, "DATABASE_PORT": database_port, "DATABASE_NAME": database_name}
+        database = {name: str(value) for name, value in given.items() if value is not None}
 
         # 8: kept for whoever looks into a failure later, but not after a failed creation, or its name would be taken.
         self.log_group: logs.ILogGroup = log_group or logs.LogGroup(
@@ -281,60 +201,27 @@ class MigrationTask(Construct):
         )
         # 9 to 12: the task definition, the role of what runs in the container, the role with which ECS pulls the
         # image, reads the secret and writes the log, and that role's policy.
-        here = {"StringEquals": {"aws:SourceAccount": Stack.of(self).account}}
-        ecs_tasks = iam.ServicePrincipal("ecs-tasks.amazonaws.com", conditions=here)
-        self.task_definition = ecs.FargateTaskDefinition(
-            self,
-            "TaskDefinition",
+        self.task_definition = self._make_task_definition(
             family=family,
             cpu=cpu,
             memory_limit_mib=memory_limit_mib,
-            task_role=iam.Role(self, "TaskRole", assumed_by=ecs_tasks),
-            execution_role=execution_role or iam.Role(self, "ExecutionRole", assumed_by=ecs_tasks),
-            # Explicit, or an image of the other processor fails only when it runs.
-            runtime_platform=runtime_platform
-            or ecs.RuntimePlatform(
-                cpu_architecture=ecs.CpuArchitecture.X86_64,
-                operating_system_family=ecs.OperatingSystemFamily.LINUX,
-            ),
-            volumes=[ecs.Volume(name="tmp")],
+            runtime_platform=runtime_platform,
+            execution_role=execution_role,
         )
-        given = {"DATABASE_HOST": database_host, "DATABASE_PORT": database_port, "DATABASE_NAME": database_name}
-        database = {name: str(value) for name, value in given.items() if value is not None}
-        service = {}
-        if service_secret is not None:
-            given_secret = self._decryptable("ServiceSecret", service_secret)
-            service["SERVICE_SECRET"] = ecs.Secret.from_secrets_manager(given_secret)
-        needed_secrets = [database_secret, *([service_secret] if service_secret is not None else [])]
-        secret = self._decryptable("DatabaseSecret", database_secret)
-        linux_parameters = ecs.LinuxParameters(self, "LinuxParameters", init_process_enabled=True)
-        linux_parameters.drop_capabilities(ecs.Capability.ALL)
-        container = self.task_definition.add_container(
-            CONTAINER,
-            container_name=CONTAINER,
+        self._add_container(
             image=image,
             command=command,
             environment={
-                **(environment or {}),
+                **environment,
                 **database,
                 "MIGRATION_TARGET": target,
                 "MIGRATION_TIMEOUT": f"{max(timeout.to_seconds() - STARTING_SECONDS, STARTING_SECONDS / 2):g}",
             },
-            secrets={
-                "DATABASE_SECRET": ecs.Secret.from_secrets_manager(secret),
-                **{name: ecs.Secret.from_secrets_manager(secret, field) for name, field in fields.items()},
-                **service,
-            },
-            # The default mode drops lines when CloudWatch is slow; the last line is the one that counts.
-            logging=ecs.LogDrivers.aws_logs(
-                stream_prefix=LOG_STREAM_PREFIX, log_group=self.log_group, mode=ecs.AwsLogDriverMode.BLOCKING
+            secrets=self._container_secrets(
+                database_secret=database_secret, fields=fields, service_secret=service_secret
             ),
             readonly_root_filesystem=readonly_root_filesystem,
-            # Signals reach the migration, and it has the longest time that Fargate grants to roll back.
-            linux_parameters=linux_parameters,
-            stop_timeout=Duration.seconds(120),
         )
-        container.add_mount_points(ecs.MountPoint(container_path="/tmp", source_volume="tmp", read_only=False))  # noqa: S108
 
         # 13: only when none is given.
         groups = list(security_groups or [ec2.SecurityGroup(self, "SecurityGroup", vpc=cluster.vpc)])
@@ -354,8 +241,6 @@ class MigrationTask(Construct):
         )
         if failure_topic is not None:
             failure_topic.grant_publish(trigger.function)
-        facts = [migrations.fingerprint if migrations else version, command, force]
-        fingerprint = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         # 14: the migration itself, as CloudFormation sees it.
         self._resource = CustomResource(
             self,
@@ -365,9 +250,11 @@ class MigrationTask(Construct):
             service_timeout=service_timeout,
             properties={
                 "Revisions": _window(migrations.descriptions if migrations else [target]),
-                # Another database, or another secret to reach it, has not been migrated by the last task, and another
-                # role of the services has no rights yet.
-                "Fingerprint": " ".join([fingerprint, *(one.secret_arn for one in needed_secrets), *database.values()]),
+                "Fingerprint": _fingerprint(
+                    facts=[migrations.fingerprint if migrations else version, command, force],
+                    secrets=[secret for secret in (database_secret, service_secret) if secret is not None],
+                    database=database,
+                ),
                 "Target": target,
                 "Cluster": cluster.cluster_arn,
                 "TaskDefinition": self.task_definition.task_definition_arn,
@@ -385,24 +272,14 @@ class MigrationTask(Construct):
                 **({"FailureTopic": failure_topic.topic_arn} if failure_topic is not None else {}),
             },
         )
-        # What a task needs and CloudFormation can't see: it knows the task definition, not that a task will run.
-        self._resource.node.add_dependency(
-            trigger,
-            self.task_definition.task_role,
-            self.task_definition.obtain_execution_role(),
-            self.log_group,
-            database_secret,
-        )
         self._held: list[IConstruct] = []
-        roles = [self.task_definition.task_role, self.task_definition.obtain_execution_role()]
-        whole = Stack.of(self)
-        # A nested stack may use the network of the stack around it.
-        while parent := whole.nested_stack_parent:
-            whole = parent
-        needs = _FollowNeeds(
-            self._resource, groups, roles, self._held, database_secret, list(database.values()), service_secret
+        self._wait_for_needs(
+            trigger=trigger,
+            security_groups=groups,
+            database_secret=database_secret,
+            database=list(database.values()),
+            service_secret=service_secret,
         )
-        Aspects.of(whole).add(cast(IAspect, needs))
 
     @property
     def connections(self) -> ec2.Connections:
@@ -477,14 +354,14 @@ class MigrationTask(Construct):
         for scope in scopes:
             self._refuse_own(scope)
             self._held.append(scope)
-            whole = scope if isinstance(scope, Stack) else _main_resource(scope)
-            runs_code = not isinstance(scope, Stack) and any(_runs_code(node) for node in scope.node.find_all())
+            whole = scope if isinstance(scope, Stack) else main_resource(scope)
+            holds_code = not isinstance(scope, Stack) and any(runs_code(node) for node in scope.node.find_all())
             if whole:
                 whole.node.add_dependency(self._resource)
             # Also beside a main resource: any construct may have called one of its services "Default" or "Resource".
-            if runs_code:
-                Aspects.of(scope).add(cast(IAspect, _HoldBack(self._resource)))
-            if not whole and not runs_code:
+            if holds_code:
+                Aspects.of(scope).add(cast(IAspect, HoldBack(self._resource)))
+            if not whole and not holds_code:
                 raise ValueError(
                     f"nothing in {scope.node.path!r} runs code, so nothing would wait for the migration: name what "
                     "must wait, once it is there."
@@ -502,6 +379,82 @@ class MigrationTask(Construct):
         for scope in scopes:
             self._refuse_own(scope)
             self._resource.node.add_dependency(scope)
+
+    def _make_task_definition(
+        self,
+        *,
+        family: str | None,
+        cpu: int,
+        memory_limit_mib: int,
+        runtime_platform: ecs.RuntimePlatform | None,
+        execution_role: iam.IRole | None,
+    ) -> ecs.FargateTaskDefinition:
+        here = {"StringEquals": {"aws:SourceAccount": Stack.of(self).account}}
+        ecs_tasks = iam.ServicePrincipal("ecs-tasks.amazonaws.com", conditions=here)
+        return ecs.FargateTaskDefinition(
+            self,
+            "TaskDefinition",
+            family=family,
+            cpu=cpu,
+            memory_limit_mib=memory_limit_mib,
+            task_role=iam.Role(self, "TaskRole", assumed_by=ecs_tasks),
+            execution_role=execution_role or iam.Role(self, "ExecutionRole", assumed_by=ecs_tasks),
+            # Explicit, or an image of the other processor fails only when it runs.
+            runtime_platform=runtime_platform
+            or ecs.RuntimePlatform(
+                cpu_architecture=ecs.CpuArchitecture.X86_64,
+                operating_system_family=ecs.OperatingSystemFamily.LINUX,
+            ),
+            volumes=[ecs.Volume(name="tmp")],
+        )
+
+    def _add_container(
+        self,
+        *,
+        image: ecs.ContainerImage,
+        command: list[str],
+        environment: Mapping[str, str],
+        secrets: Mapping[str, ecs.Secret],
+        readonly_root_filesystem: bool,
+    ) -> None:
+        linux_parameters = ecs.LinuxParameters(self, "LinuxParameters", init_process_enabled=True)
+        linux_parameters.drop_capabilities(ecs.Capability.ALL)
+        container = self.task_definition.add_container(
+            CONTAINER,
+            container_name=CONTAINER,
+            image=image,
+            command=command,
+            environment=environment,
+            secrets=secrets,
+            # The default mode drops lines when CloudWatch is slow; the last line is the one that counts.
+            logging=ecs.LogDrivers.aws_logs(
+                stream_prefix=LOG_STREAM_PREFIX, log_group=self.log_group, mode=ecs.AwsLogDriverMode.BLOCKING
+            ),
+            readonly_root_filesystem=readonly_root_filesystem,
+            # Signals reach the migration, and it has the longest time that Fargate grants to roll back.
+            linux_parameters=linux_parameters,
+            stop_timeout=Duration.seconds(120),
+        )
+        container.add_mount_points(ecs.MountPoint(container_path="/tmp", source_volume="tmp", read_only=False))  # noqa: S108
+
+    def _container_secrets(
+        self,
+        *,
+        database_secret: secretsmanager.ISecret,
+        fields: Mapping[str, str],
+        service_secret: secretsmanager.ISecret | None,
+    ) -> dict[str, ecs.Secret]:
+        """The variables of the container that ECS reads from the secrets, which it may then do."""
+        service = {}
+        if service_secret is not None:
+            readable = self._decryptable("ServiceSecret", service_secret)
+            service["SERVICE_SECRET"] = ecs.Secret.from_secrets_manager(readable)
+        secret = self._decryptable("DatabaseSecret", database_secret)
+        return {
+            "DATABASE_SECRET": ecs.Secret.from_secrets_manager(secret),
+            **{name: ecs.Secret.from_secrets_manager(secret, field) for name, field in fields.items()},
+            **service,
+        }
 
     def _decryptable(self, construct_id: str, secret: secretsmanager.ISecret) -> secretsmanager.ISecret:
         """The secret, for ECS, which may also use the key that encrypts it.
@@ -522,135 +475,32 @@ class MigrationTask(Construct):
             return secretsmanager.Secret.from_secret_partial_arn(self, construct_id, secret.secret_arn)
         return secretsmanager.Secret.from_secret_complete_arn(self, construct_id, secret.secret_full_arn)
 
-    def _refuse_own(self, scope: IConstruct) -> None:
-        if scope.node.path in [own.node.path for own in self.node.scopes]:
-            raise ValueError(f"the migration is part of {scope.node.path!r}: name the resources in it instead.")
-
-
-@jsii.implements(IAspect)
-class _HoldBack:
-    """Lets what runs code in a construct wait for the migration."""
-
-    def __init__(self, migration: CustomResource) -> None:
-        self._migration = migration
-
-    def visit(self, node: IConstruct) -> None:
-        """Called for each construct of the scope, also for those that are added later."""
-        if _runs_code(node):
-            node.node.add_dependency(self._migration)
-
-
-@jsii.implements(IAspect)
-class _FollowNeeds:
-    """Lets the migration wait for its network, its roles' policies, and the instances of its database's cluster.
-
-    CloudFormation would make them at the same time as the task. A rule belongs to whichever construct has allowed the
-    connection, and a policy to whoever wrote it, so they can only be found when all of them are there.
-    """
-
-    def __init__(
+    def _wait_for_needs(
         self,
-        migration: CustomResource,
+        *,
+        trigger: MigrationTrigger,
         security_groups: Sequence[ec2.ISecurityGroup],
-        roles: Sequence[iam.IRole],
-        held: Sequence[IConstruct],
         database_secret: secretsmanager.ISecret,
         database: Sequence[str],
         service_secret: secretsmanager.ISecret | None,
     ) -> None:
-        self._migration = migration
-        self._stack = Stack.of(migration)
-        self._group_ids = [self._stack.resolve(group.security_group_id) for group in security_groups]
-        self._role_names = [self._stack.resolve(role.role_name) for role in roles]
-        self._held = held
-        self._database_secret = database_secret
-        self._database = database
-        self._service_secret = service_secret
-
-    def visit(self, node: IConstruct) -> None:
-        """Called for each construct of the stack."""
-        needed = (
-            isinstance(node, ROUTES)
-            or self._is_rule(node)
-            or self._is_policy(node)
-            or self._is_cluster_instance(node)
-            or self._is_of_service_secret(node)
+        """What a task needs and CloudFormation can't see: it knows the task definition, not that a task will run."""
+        roles = [self.task_definition.task_role, self.task_definition.obtain_execution_role()]
+        self._resource.node.add_dependency(trigger, *roles, self.log_group, database_secret)
+        needs = FollowNeeds(
+            migration=self._resource,
+            security_groups=security_groups,
+            roles=roles,
+            held=self._held,
+            database_secret=database_secret,
+            database=database,
+            service_secret=service_secret,
         )
-        if needed and not self._waits(Stack.of(node)):
-            self._migration.node.add_dependency(node)
+        Aspects.of(outermost_stack(self)).add(cast(IAspect, needs))
 
-    def _waits(self, stack: Stack) -> bool:
-        """A nested stack waits as a whole: with what it holds, the migration would wait for itself."""
-        if stack.node.path in [scope.node.path for scope in self._migration.node.scopes]:
-            return False
-        above = [scope.node.path for scope in stack.node.scopes]
-        return any(
-            held.node.path in above or stack.node.path in [scope.node.path for scope in held.node.scopes]
-            for held in self._held
-        )
-
-    def _is_rule(self, node: IConstruct) -> bool:
-        """A rule that lets the task out, or into something: nobody connects to the task."""
-        match node:
-            case ec2.CfnSecurityGroupIngress():
-                end = node.source_security_group_id or node.group_id
-            case ec2.CfnSecurityGroupEgress():
-                end = node.group_id
-            case _:
-                return False
-        return self._stack.resolve(end) in self._group_ids
-
-    def _is_policy(self, node: IConstruct) -> bool:
-        if not isinstance(node, (iam.CfnPolicy, iam.CfnManagedPolicy)):
-            return False
-        return any(role in self._role_names for role in self._stack.resolve(node.roles) or [])
-
-    def _is_of_service_secret(self, node: IConstruct) -> bool:
-        """The secret, its policy, and what lets it know the database; but not its rotation.
-
-        That begins at once, by logging in as the role that the migration makes: it waits for the migration, as far as
-        it is in the same stack.
-        """
-        secret = self._service_secret
-        if secret is None or secret.node.path not in [scope.node.path for scope in node.node.scopes]:
-            return False
-        if isinstance(node, secretsmanager.CfnRotationSchedule):
-            if Stack.of(node).node.path == self._stack.node.path:
-                node.node.add_dependency(self._migration)
-            return False
-        return CfnResource.is_cfn_resource(node)
-
-    def _is_cluster_instance(self, node: IConstruct) -> bool:
-        """An instance of the database's cluster, whose endpoint and secret are there before anything answers."""
-        if not isinstance(node, rds.CfnDBInstance) or node.db_cluster_identifier is None:
-            return False
-        attachments = [
-            part.target_id
-            for part in self._database_secret.node.find_all()
-            if isinstance(part, secretsmanager.CfnSecretTargetAttachment)
-        ]
-        told = _referred_to(self._database_secret.secret_arn, *attachments, *self._database)
-        return bool(told & _referred_to(node.db_cluster_identifier))
-
-
-def _runs_code(node: IConstruct) -> bool:
-    if not isinstance(node, CfnResource) or node.cfn_resource_type not in RUNS_CODE:
-        return False
-    # A VPC's NAT instances run code too, but are a part of the routes that the migration needs.
-    return not any(isinstance(scope, ec2.Vpc) for scope in node.node.scopes)
-
-
-def _main_resource(scope: IConstruct) -> IConstruct | None:
-    """The one resource that the construct stands for, such as that of a Fargate service; None for a composite."""
-    while child := scope.node.default_child:
-        scope = child
-    return scope if CfnResource.is_cfn_resource(scope) else None
-
-
-def _referred_to(*texts: str) -> set[str]:
-    """The paths of the resources of which the texts hold an attribute."""
-    tokens = [token for text in texts for token in Tokenization.reverse_string(text).tokens]
-    return {token.target.node.path for token in tokens if isinstance(token, Reference)}
+    def _refuse_own(self, scope: IConstruct) -> None:
+        if scope.node.path in [own.node.path for own in self.node.scopes]:
+            raise ValueError(f"the migration is part of {scope.node.path!r}: name the resources in it instead.")
 
 
 def _selected(vpc: ec2.IVpc, wanted: ec2.SubnetSelection) -> ec2.SelectedSubnets:
@@ -671,3 +521,109 @@ def _selected(vpc: ec2.IVpc, wanted: ec2.SubnetSelection) -> ec2.SelectedSubnets
 def _window(lines: list[str]) -> list[str]:
     """The newest lines. Their oldest end moves at every 25th line only, or each diff would show one removed."""
     return lines[: 25 + len(lines) % 25]
+
+
+def _fingerprint(
+    *, facts: Sequence[object], secrets: Sequence[secretsmanager.ISecret], database: Mapping[str, str]
+) -> str:
+    """Changes when a task would have something to do.
+
+    Another database, or another secret to reach it, has not been migrated by the last task, and another role of the
+    services has no rights yet.
+    """
+    known_at_synth = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return " ".join([known_at_synth, *(secret.secret_arn for secret in secrets), *database.values()])
+
+
+def _refuse_tool(*, migrations: AlembicMigrations | None, command: Sequence[str] | None, version: str | None) -> None:
+    if migrations and version is not None:
+        raise ValueError(
+            f"migrations and version={version!r} exclude each other: the revisions are the version. Drop one."
+        )
+    if not migrations and not (command and version):
+        raise ValueError("without migrations, give both command and version, such as version='V7'.")
+    if isinstance(command, str):
+        sentence = f"command is the text {command!r}, but must be a list, such as {command.split()!r}."
+        raise ValueError(sentence)  # noqa: TRY004  # as for all that is refused at synth
+
+
+def _refuse_two_log_groups(*, log_group: logs.ILogGroup | None, log_group_name: str | None) -> None:
+    if log_group and log_group_name:
+        raise ValueError(f"log_group and log_group_name={log_group_name!r} exclude each other: drop one.")
+
+
+def _refuse_variables(*, environment: Mapping[str, str], fields: Mapping[str, str], alembic: bool) -> None:
+    """A variable that is set twice; its value may be a password, and is not shown."""
+    own = OWN_VARIABLES | (RUNNERS_VARIABLES if alembic else {})
+    if taken := sorted(own.keys() & environment.keys()):
+        raise ValueError(f"environment must not set {taken[0]}: that is what {own[taken[0]]} is for.")
+    own |= dict.fromkeys(environment, "environment")
+    if taken := sorted(own.keys() & fields.keys()):
+        raise ValueError(f"database_secret_fields must not set {taken[0]}: that is what {own[taken[0]]} is for.")
+    for name, field in fields.items():
+        # ECS takes what stands behind a colon for a version, and an empty field for the whole secret.
+        is_variable = re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)
+        if not is_variable or not isinstance(field, str) or not re.fullmatch(r"[^:]+", field):
+            raise ValueError(
+                f"database_secret_fields has {name!r}: {field!r}, but must have variables and the name of a field "
+                "without a colon for each, such as {'FLYWAY_USER': 'username'}."
+            )
+
+
+def _refuse_policies(*, on_rollback: OnRollback, on_database_ahead: str, default_command: bool) -> None:
+    if not isinstance(on_rollback, OnRollback):
+        sentence = f"on_rollback is {on_rollback!r}, but must be OnRollback.KEEP or OnRollback.DOWNGRADE."
+        raise ValueError(sentence)  # noqa: TRY004  # as for all that is refused at synth
+    if on_rollback is OnRollback.DOWNGRADE and not default_command:
+        raise ValueError(
+            "on_rollback=DOWNGRADE runs `python -m migration_runner downgrade`: give migrations, and no command."
+        )
+    if on_database_ahead not in ("fail", "proceed"):
+        raise ValueError(f"on_database_ahead is {on_database_ahead!r}, but must be 'fail' or 'proceed'.")
+    if on_database_ahead == "proceed" and not default_command:
+        raise ValueError(
+            "on_database_ahead='proceed' goes by what `python -m migration_runner` tells: give migrations, and no "
+            "command."
+        )
+
+
+def _refuse_timeout(*, timeout: Duration, on_rollback: OnRollback) -> None:
+    if timeout.is_unresolved():
+        raise ValueError("timeout is a token, but must be known at synth: give a number, from 1 to 55 minutes.")
+    if not MIN_TIMEOUT.to_seconds() <= timeout.to_seconds() <= MAX_TIMEOUT.to_seconds():
+        raise ValueError(
+            f"timeout is {timeout.to_seconds() / 60:g} minutes, but must be from 1 to 55 minutes: CloudFormation "
+            "waits for an hour."
+        )
+    if on_rollback is OnRollback.DOWNGRADE and timeout.to_seconds() < MIN_DOWNGRADE_TIMEOUT.to_seconds():
+        raise ValueError(
+            f"timeout is {timeout.to_seconds() / 60:g} minutes, but must be from 5 to 55 minutes for "
+            "on_rollback=DOWNGRADE: an upgrade that is cancelled may take two of them to stop."
+        )
+
+
+def _refuse_service_secret(
+    *, service_secret: secretsmanager.ISecret | None, database_secret: secretsmanager.ISecret, default_command: bool
+) -> None:
+    if service_secret is None:
+        return
+    if not default_command:
+        raise ValueError(
+            "service_secret is for the role that `python -m migration_runner` looks after: give migrations, and no "
+            "command."
+        )
+    if not hasattr(service_secret, "secret_arn"):
+        raise ValueError(f"service_secret is {type(service_secret).__name__}, but must be a secret of Secrets Manager.")
+    if service_secret.secret_arn == database_secret.secret_arn:
+        raise ValueError(
+            "service_secret is database_secret, but must be another one: who owns the schema can change it."
+        )
+
+
+def _refuse_topic(failure_topic: sns.ITopic | None) -> None:
+    if failure_topic is None:
+        return
+    if not hasattr(failure_topic, "grant_publish"):
+        raise ValueError(f"failure_topic is {failure_topic!r}, but must be a topic: sns.Topic(self, 'Failures').")
+    if failure_topic.fifo:
+        raise ValueError("failure_topic is a FIFO topic, which takes no message without a group: give another one.")

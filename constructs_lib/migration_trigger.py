@@ -61,7 +61,9 @@ class MigrationTrigger(Construct):
             encryption_key=log_encryption_key,
             removal_policy=RemovalPolicy.DESTROY,
         )
-        # 3 and 4: the function's role, and what it may do.
+        # 3 and 4: the function's role, and what it may do. Lambda may take on the role for this account only: this
+        # condition is one that AWS offers for the trust of an execution role.
+        # https://docs.aws.amazon.com/lambda/latest/dg/permissions-managed-policies.html
         here = {"StringEquals": {"aws:SourceAccount": Stack.of(self).account}}
         role = iam.Role(self, "Role", assumed_by=iam.ServicePrincipal("lambda.amazonaws.com", conditions=here))
         log.grant_write(role)

@@ -409,6 +409,12 @@ def test_a_field_for_a_variable_that_another_parameter_sets_is_refused(
     assert str(refusal.value) == f"database_secret_fields must not set {name}: that is what {parameter} is for."
 
 
+@pytest.mark.parametrize("fields", [{"": "username"}, {"A B": "username"}, {"USER": ""}, {"USER": "user:name"}])
+def test_a_field_that_ecs_would_read_otherwise_is_refused(network: Network, fields: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"^database_secret_fields has .* without a colon for each"):
+        migration(network, network.cluster, Secret(network, "Secret"), database_secret_fields=fields)
+
+
 def vpc_of_attributes(stack: cdk.Stack) -> ec2.IVpc:
     return ec2.Vpc.from_vpc_attributes(
         stack,

@@ -275,6 +275,11 @@ def test_the_services_role_must_not_be_the_owners(data: Data, migrate: Migrate) 
         migrate(service_secret=data.secret)
 
 
+def test_a_services_secret_that_is_none_is_refused(migrate: Migrate) -> None:
+    with pytest.raises(ValueError, match=r"^service_secret is str, but must be a secret of Secrets Manager"):
+        migrate(service_secret="arn:aws:secretsmanager:us-west-2:111122223333:secret:shop-AbCdEf")
+
+
 @pytest.mark.parametrize(
     "tool",
     [
