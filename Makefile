@@ -45,7 +45,7 @@ destroy-local: ## end every local process and remove every file that deploy-loca
 	@if test -x .venv/bin/python; then .venv/bin/python -m local_aws destroy && rm -rf .local; \
 	elif test -d .local/aws; then echo 'error: .venv is gone, which ends the processes: run `make setup` first.' >&2; exit 1; fi
 
-test: lint synth ## everything that CI checks
+test: lint synth ## lint, types, synth and every test: what CI runs first
 	@# The tests mostly wait, so the types are checked beside them.
 	@$(MAKE) --no-print-directory -j 2 types tests
 
@@ -81,31 +81,35 @@ $(SCAN): requirements-scan.txt
 	@touch $@
 
 security-table: $(READY) ## write the table of docs/SECURITY.md anew
-	@.venv/bin/python -m scan --write
+	@.venv/bin/python -m scan.document
 
 audit: $(READY) sbom ## known vulnerabilities of the image's packages
 	.venv/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements-image.txt
 
 sbom: $(READY) ## the image's packages as CycloneDX, into dist/sbom.json
 	@mkdir -p dist
-	.venv/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json requirements-image.txt
+	@# It warns that the requirements do not say which of them the project itself names.
+	PYTHONWARNINGS=ignore::UserWarning .venv/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file dist/sbom.json requirements-image.txt
 
 synth: $(READY) ## cdk synth with CDK's own validation, without credentials
 	$(CDK) synth --quiet
 
+diff: export TEMPLATE := $(TEMPLATE)
 diff: ## what a deployment would change; TEMPLATE=FILE compares with another kept template
-	@test -f '$(TEMPLATE)' || { echo "error: there is no template '$(TEMPLATE)': \`make deploy-local\` keeps one, or name another with TEMPLATE=FILE." >&2; exit 1; }
+	@test -f "$$TEMPLATE" || { echo "error: there is no template '$$TEMPLATE': \`make deploy-local\` keeps one, or name another with TEMPLATE=FILE." >&2; exit 1; }
 	@$(MAKE) --no-print-directory --silent $(READY)
-	@CDK_VALIDATION=false $(CDK) diff DevStack --exclusively --output .local/diff --template '$(TEMPLATE)'
+	@.venv/bin/python -c 'import json, sys; json.load(open(sys.argv[1]))' "$$TEMPLATE" 2>/dev/null || { echo "error: '$$TEMPLATE' is no template: it holds no JSON." >&2; exit 1; }
+	@CDK_VALIDATION=false $(CDK) diff DevStack --exclusively --output .local/diff --template "$$TEMPLATE"
 
 snapshots: $(READY) ## write the stacks' snapshots anew
 	UPDATE_SNAPSHOTS=1 .venv/bin/python -m pytest tests/stacks -k snapshot
 
 reference: $(READY) ## write docs/REFERENCE.md anew, from the docstrings and the runner's options
-	@.venv/bin/python -m docs.reference > '$(TMPDIR)/REFERENCE.md'
-	@mv '$(TMPDIR)/REFERENCE.md' docs/REFERENCE.md
+	@.venv/bin/python -m docs.reference
 
 wheel: $(READY) ## build the wheel that other teams install
+	@# What an earlier build has left there would get into the wheel, also when its source is gone.
+	rm -rf build
 	.venv/bin/python -m build --wheel
 
 lock: $(READY) ## resolve the requirements anew, within what the .in files allow

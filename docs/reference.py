@@ -1,9 +1,8 @@
-"""Makes docs/REFERENCE.md from the docstrings and the runner's options: ``make reference``."""
+"""Writes docs/REFERENCE.md from the docstrings and the runner's options: ``python -m docs.reference``."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -94,24 +93,24 @@ def markdown(text: str) -> str:
 
 def commands() -> Iterator[str]:
     """The runner, and each of its commands; not as ``--help`` puts it, which every release of Python wraps anew."""
-    parser: Any = cli._parser()
-    yield parser.description
-    yield f"```text\n{parser.epilog.strip()}\n```"
-    (names,) = (action.choices for action in parser._actions if action.choices)
-    for name, command in names.items():
+    parser = cli.parser()
+    yield parser.description or ""
+    yield f"```text\n{(parser.epilog or '').strip()}\n```"
+    for name, summary, example in cli.COMMANDS:
         yield f"### {name}"
-        yield command.description
-        actions = (action for action in command._actions if action.dest != "help")
-        yield table(["Argument", "Meaning"], ([f"`{argument(action)}`", action.help] for action in actions))
-        yield f"For example `{command.epilog.removeprefix('example: ')}`."
+        yield f"{summary[0].upper()}{summary[1:]}."
+        rows = ([f"`{argument(one)}`", one.settings["help"]] for one in cli.arguments_of(name))
+        yield table(["Argument", "Meaning"], rows)
+        yield f"For example `python -m migration_runner {example}`."
 
 
-def argument(action: Any) -> str:
+def argument(one: cli.Argument) -> str:
     """How it stands on a command line."""
-    name = action.metavar or ("{" + ",".join(action.choices) + "}" if action.choices else "")
-    shown = {"?": f"[{name}]", "*": f"[{name} ...]"}.get(action.nargs, name)
-    return " ".join([*action.option_strings, shown]).strip()
+    value = one.settings.get("metavar") or "{" + ",".join(one.settings["choices"]) + "}"
+    shown = {"?": f"[{value}]", "*": f"[{value} ...]"}.get(one.settings.get("nargs", ""), value)
+    return f"{one.name} {shown}" if one.name.startswith("-") else shown
 
 
 if __name__ == "__main__":
-    sys.stdout.write(page())
+    # A page that can't be made leaves the one that is there.
+    FILE.write_text(page())

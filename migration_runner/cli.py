@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from migration_runner.report import Report
 from migration_runner.runner import run
@@ -36,7 +37,6 @@ environment variables:
   SERVICE_SECRET     the JSON of the services' own secret: upgrade sees to their role
   MIGRATION_TARGET   the revision that must be the newest one; anything else is wrong use
   MIGRATION_TIMEOUT  see --timeout
-  MIGRATION_OUTPUT   text: upgrade, downgrade, stamp and status write no JSON off a terminal either
   ALEMBIC_CONFIG     see --config
   NO_COLOR           if set, no colours on a terminal
 """
@@ -51,18 +51,25 @@ COMMANDS = (
 )
 # A person reads them wherever they run; what the others say off a terminal is read by machines.
 FOR_PERSONS = ("plan", "check", "history")
-REVISIONS = {
+REVISIONS: dict[str, dict[str, Any]] = {
     "upgrade": {"nargs": "?", "help": "a whole revision id (default: newest)"},
     "downgrade": {"help": "a whole revision id, base, or -1 for one step back"},
     "stamp": {"help": "a whole revision id, head or base"},
 }
 
 
+class Argument(NamedTuple):
+    """What a command takes: its name on the command line, and what ``argparse`` is told about it."""
+
+    name: str
+    settings: dict[str, Any]
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run one command; the exit code."""
     # Alembic makes many objects that live until the end, so that looking for garbage takes a fifth of the time.
     gc.set_threshold(50_000, 20, 100)
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     limits = {name: value for name, value in vars(parsed).items() if name in ("wait", "lock_wait", "timeout")}
     request = Request(
         parsed.command,
@@ -71,22 +78,18 @@ def main(arguments: Sequence[str]) -> int:
         files=tuple(getattr(parsed, "files", ())),
         **limits,
     )
-    for_person = (parsed.command in FOR_PERSONS or os.environ.get("MIGRATION_OUTPUT") == "text") and not parsed.json
-    report = Report.of_process(
-        for_person=True if for_person else False if parsed.json else None,
-        annotates=getattr(parsed, "output_format", "text") == "github",
-    )
-    return run(request, os.environ, report)
+    return run(request, os.environ, Report.of_process(parsed.output_format))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Of the whole command line."""
+    whole = argparse.ArgumentParser(
         prog="python -m migration_runner",
         description="Migrate the database that DATABASE_SECRET or DATABASE_URL names.",
         epilog=f"{ENVIRONMENT}\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, summary, example in COMMANDS:
         added = commands.add_parser(
             name,
@@ -94,57 +97,55 @@ def _parser() -> argparse.ArgumentParser:
             description=f"{summary[0].upper()}{summary[1:]}.",
             epilog=f"example: python -m migration_runner {example}",
         )
-        if name in REVISIONS:
-            added.add_argument("revision", metavar="REVISION", **REVISIONS[name])  # type: ignore[arg-type]
-        if name == "check":
-            added.add_argument(
-                "files", nargs="*", type=Path, metavar="FILE", help="a revision file to look into (default: all)"
-            )
-        _add_options(added, asks=name != "check", changes=name in REVISIONS)
-    return parser
+        for argument in arguments_of(name):
+            added.add_argument(argument.name, **argument.settings)
+    return whole
 
 
-def _add_options(parser: argparse.ArgumentParser, *, asks: bool, changes: bool) -> None:
-    """The options of a command: whether it asks the database, and whether it changes it."""
-    parser.add_argument(
+def arguments_of(command: str) -> Iterator[Argument]:
+    """What a command takes, in the order of its help."""
+    if command in REVISIONS:
+        yield Argument("revision", {"metavar": "REVISION", **REVISIONS[command]})
+    if command == "check":
+        told = "a revision file to look into (default: all)"
+        yield Argument("files", {"nargs": "*", "type": Path, "metavar": "FILE", "help": told})
+    yield Argument(
         "--config",
-        type=Path,
-        default=Path(os.environ.get("ALEMBIC_CONFIG") or "alembic.ini"),
-        metavar="FILE",
-        help="Alembic's configuration (default: ALEMBIC_CONFIG, or alembic.ini in the working directory)",
+        {
+            "type": Path,
+            "default": Path(os.environ.get("ALEMBIC_CONFIG") or "alembic.ini"),
+            "metavar": "FILE",
+            "help": "Alembic's configuration (default: ALEMBIC_CONFIG, or alembic.ini in the working directory)",
+        },
     )
-    output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="write JSON, a line per event, also on a terminal")
-    if not asks:
-        output.add_argument(
-            "--output-format",
-            choices=("text", "github"),
-            default="text",
-            help="github: after the text, a line for each finding that GitHub Actions shows beside the code",
-        )
-    if asks:
-        parser.add_argument(
-            "--wait",
-            type=seconds,
-            default=60.0,
-            metavar="SECONDS",
-            help="how long to wait for the database (default: 60)",
-        )
-    if changes:
-        parser.add_argument(
-            "--lock-wait",
-            type=seconds,
-            default=300.0,
-            metavar="SECONDS",
-            help="how long to wait for another run, or for a table's lock (default: 300)",
-        )
-        parser.add_argument(
+    yield _output_format(command)
+    if command != "check":
+        told = "how long to wait for the database (default: 60)"
+        yield Argument("--wait", {"type": seconds, "default": 60.0, "metavar": "SECONDS", "help": told})
+    if command in REVISIONS:
+        told = "how long to wait for another run, or for a table's lock (default: 300)"
+        yield Argument("--lock-wait", {"type": seconds, "default": 300.0, "metavar": "SECONDS", "help": told})
+        yield Argument(
             "--timeout",
-            type=seconds,
-            default=os.environ.get("MIGRATION_TIMEOUT") or None,
-            metavar="SECONDS",
-            help="when a statement is given up, counted from the beginning (default: MIGRATION_TIMEOUT, or never)",
+            {
+                "type": seconds,
+                "default": os.environ.get("MIGRATION_TIMEOUT") or None,
+                "metavar": "SECONDS",
+                "help": "when a statement is given up, counted from the beginning (default: MIGRATION_TIMEOUT, or "
+                "never)",
+            },
         )
+
+
+def _output_format(command: str) -> Argument:
+    choices = ["text", "json"]
+    told = "sentences, or a line of JSON for each event"
+    if command == "check":
+        choices.append("github")
+        told = f"{told}; github: text, and a line for each finding that GitHub Actions shows beside the code"
+    default = "text" if command in FOR_PERSONS else None
+    told = f"{told} (default: {default or 'text on a terminal, json elsewhere'})"
+    return Argument("--output-format", {"choices": choices, "default": default, "help": told})
 
 
 def seconds(text: str) -> float:

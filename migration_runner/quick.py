@@ -38,19 +38,18 @@ def at_target(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     if environment.get("SERVICE_SECRET"):
         # The services' role is to be looked at too.
         return False
-    if environment.get("MIGRATION_OUTPUT") == "text":
-        return False
     started = time.monotonic()
-    match arguments:
-        case ["upgrade"]:
-            config = environment.get("ALEMBIC_CONFIG") or "alembic.ini"
-        case ["upgrade", "--config", config]:
-            pass
-        case _:
-            return False
+    command, *rest = arguments or [""]
+    options = dict(zip(rest[::2], rest[1::2], strict=False))
+    config = options.pop("--config", environment.get("ALEMBIC_CONFIG") or "alembic.ini")
+    output_format = options.pop("--output-format", None)
+    if command != "upgrade" or len(rest) % 2 or options or output_format not in (None, "json"):
+        return False
     try:
         header = fresh_header(config)
-        if not header or not header["version_table"] or not sys.stdout or sys.stdout.isatty():
+        if not header or not header["version_table"] or not sys.stdout:
+            return False
+        if sys.stdout.isatty() and not output_format:
             return False
         head = header["head"]
         if environment.get("MIGRATION_TARGET", head) not in ("", head):

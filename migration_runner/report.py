@@ -69,26 +69,27 @@ class Report:
     """Writes the lines of one run; once that fails, as when the reader has gone away, the rest is left unsaid.
 
     Args:
-        stream: a sentence per line when it is a terminal, JSON otherwise.
-        for_person: whether sentences are written, wherever it leads; None for what the stream suggests.
-        annotates: whether what is wrong is also written as GitHub's annotations.
+        stream: where the lines go.
+        output_format: ``text`` for sentences, ``json`` for an object per line, ``github`` for sentences and GitHub's
+            annotations of what is wrong; None for text on a terminal, and JSON elsewhere.
     """
 
-    def __init__(self, stream: TextIO, *, for_person: bool | None = None, annotates: bool = False) -> None:
+    def __init__(self, stream: TextIO, output_format: str | None = None) -> None:
         self._stream: TextIO | None = stream
         self._on_terminal = stream.isatty()
-        self._for_person = self._on_terminal if for_person is None else for_person
+        chosen = output_format or ("text" if self._on_terminal else "json")
+        self._for_person = chosen != "json"
+        self._annotates = chosen == "github"
         # Lines come from the run and from the thread that reads what others write.
         self._lock = threading.RLock()
         self._passwords: list[str] = []
         self._pipe: int | None = None
         self._begun = b""
         self._progress = False
-        self._annotates = annotates
         self._annotated = False
 
     @classmethod
-    def of_process(cls, *, for_person: bool | None = None, annotates: bool = False) -> Report:
+    def of_process(cls, output_format: str | None = None) -> Report:
         """A report to standard output, where from now on nothing else is written.
 
         Until the process ends, its descriptors 1 and 2, which child processes inherit, lead into a pipe, and each line
@@ -98,7 +99,7 @@ class Report:
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
-        report = cls(os.fdopen(os.dup(1), "w", errors="backslashreplace"), for_person=for_person, annotates=annotates)
+        report = cls(os.fdopen(os.dup(1), "w", errors="backslashreplace"), output_format)
         report._pipe, writing = os.pipe()
         os.set_blocking(report._pipe, False)
         for stream in (sys.stdout, sys.stderr):
@@ -139,7 +140,7 @@ class Report:
                 self._say(name, sentence, **fields)
 
     def annotate(self, message: str, *, title: str, file: Path, line: int) -> None:
-        """Show what is wrong beside the code of a pull request; nothing without ``annotates``."""
+        """Show what is wrong beside the code of a pull request; nothing unless that is the format."""
         with self._lock:
             if self._annotates:
                 self._line(annotation(self._hidden(message), title=title, file=_in_repository(file), line=line))

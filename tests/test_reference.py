@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import griffe
 import pytest
 
+from docs import reference
 from local_aws.machine import CLONE
 
 # Of the shell or of GitHub Actions, not for this program alone; and one that is read only to keep it out of the output.
@@ -68,10 +67,7 @@ def test_what_a_function_raises_is_told(name: str) -> None:
 
 
 def test_the_page_is_the_one_that_the_docstrings_and_the_options_make() -> None:
-    made = subprocess.run(
-        [sys.executable, "-m", "docs.reference"], cwd=CLONE, capture_output=True, text=True, check=True
-    ).stdout
-    assert made.splitlines() == (CLONE / "docs" / "REFERENCE.md").read_text().splitlines(), "stale: `make reference`"
+    assert reference.page().splitlines() == reference.FILE.read_text().splitlines(), "stale: `make reference`"
 
 
 def test_every_public_name_stands_on_the_page() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,5 +92,10 @@ def put(url: str, content: bytes) -> None:
     """One PUT; raises OSError or HTTPException when it fails, ValueError when the address is none."""
     # S3 has signed the address for an empty content type.
     request = urllib.request.Request(url, content, {"Content-Type": ""}, method="PUT")  # noqa: S310 - CloudFormation's
-    with urllib.request.urlopen(request, timeout=10):  # noqa: S310 - the same address
-        pass
+    try:
+        with urllib.request.urlopen(request, timeout=10):  # noqa: S310 - the same address
+            pass
+    except urllib.error.HTTPError as refusal:
+        # It is the answer too, and holds its connection.
+        refusal.close()
+        raise

@@ -298,6 +298,29 @@ def test_env_py_begins_the_transaction_itself(
     sessions_hold(database, project, "public.alembic_version")
 
 
+def test_an_env_py_with_two_version_tables_is_refused_and_what_it_has_changed_by_then_is_told(
+    database: Database, project: Project
+) -> None:
+    # given an env.py that migrates one version table after the other
+    second = BODY.replace(CONFIGURE, f"{CONFIGURE}, version_table='second'")
+    edit(env_py(project), (BODY, BODY + second))
+    project.write("aaaa", None, **creates("t"))
+    # when the first has something to do, and when it has nothing to do
+    first = migrate(database, "upgrade", project=project.path)
+    again = migrate(database, "upgrade", project=project.path)
+    back = migrate(database, "stamp", "base", project=project.path)
+    # then both are refused, but it is wrong use, which stands for "nothing has changed", only of the latter
+    sentence = (
+        "env.py migrates public.alembic_version and then public.second; the runner migrates one of them in a run."
+    )
+    for outcome in (first, again, back):
+        assert (outcome.error["kind"], outcome.error["message"]) == ("SeveralVersionTables", sentence)
+    assert (first.exit_code, first.result["at"], first.result["applied"]) == (1, "aaaa", ["aaaa"])
+    assert (again.exit_code, again.result["at"], again.result["applied"]) == (2, "aaaa", [])
+    assert (back.exit_code, back.result["from"], back.result["at"]) == (1, "aaaa", "base")
+    assert database.rows("SELECT count(*) FROM t") == [(0,)]
+
+
 def test_env_py_reads_the_databases_url_where_it_likes(database: Database, project: Project) -> None:
     own = "connectable = __import__('sqlalchemy').create_engine(__import__('os').environ['OWN_URL'])"
     edit(env_py(project), ("connectable = engine_from_config(", f"{own}\n    engine_from_config("))

@@ -50,7 +50,7 @@ def test_status_names_the_files_that_were_edited_after_they_had_been_applied(dat
 
 def test_a_plan_is_about_what_is_pending_and_how_large_its_tables_are(database: Database, two: Project) -> None:
     assert migrate(database, "upgrade", "aaaa", project=two.path).exit_code == 0
-    plan = migrate(database, "plan", "--json", project=two.path)
+    plan = migrate(database, "plan", "--output-format", "json", project=two.path)
     assert plan.exit_code == 0
     [pending] = json.loads(json.dumps(told(plan, "migration.plan")["revisions"]))
     assert pending["revision"] == "bbbb"
@@ -77,7 +77,7 @@ def test_a_plan_for_a_schema_that_is_at_the_head_says_so(database: Database, two
 @pytest.mark.fresh
 def test_a_check_fails_with_1_and_speaks_json_when_asked(two: Project) -> None:
     two.write("cccc", "bbbb", 'op.drop_column("t", "c")', 'op.execute("ALTER TABLE t ADD COLUMN c int")')
-    check = run("check", "--json", project=two.path, environment={})
+    check = run("check", "--output-format", "json", project=two.path, environment={})
     assert (check.exit_code, check.error["kind"]) == (1, "UnsafeRevisions")
     rules = [(one["rule"], one["file"], one["line"]) for one in check.named("migration.findings")[0]["findings"]]
     assert ("ban-drop-column", "migrations/versions/cccc_step.py", 10) in rules
@@ -88,7 +88,7 @@ def test_a_check_fails_with_1_and_speaks_json_when_asked(two: Project) -> None:
 
 def test_a_check_of_two_heads_is_wrong_use(two: Project) -> None:
     two.write("cccc", "aaaa")
-    check = run("check", "--json", project=two.path, environment={})
+    check = run("check", "--output-format", "json", project=two.path, environment={})
     assert (check.exit_code, check.error["kind"]) == (2, "RevisionError")
     assert "2 heads" in check.error["message"]
 
@@ -98,7 +98,7 @@ def test_the_history_tells_what_was_applied_and_when(database: Database, two: Pr
     without = run("history", project=two.path, environment={})
     assert without.output == "aaaa -> bbbb (head)  step bbbb\nbase -> aaaa  step aaaa\n"
     migrate(database, "upgrade", "aaaa", project=two.path)
-    known = migrate(database, "history", "--json", project=two.path).named("migration.revision_known")
+    known = migrate(database, "history", "--output-format", "json", project=two.path).named("migration.revision_known")
     assert [(one["revision"], one["state"], one["applied_at"] is None) for one in known] == [
         ("bbbb", "pending", True),
         ("aaaa", "applied", False),

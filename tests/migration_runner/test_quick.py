@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import socket
@@ -140,7 +141,7 @@ def test_at_the_target_neither_alembic_nor_sqlalchemy_is_imported_and_one_query_
 def test_its_lines_are_those_of_any_run_that_has_nothing_to_do(
     database: Database, released: Project, target: str
 ) -> None:
-    quick = upgrade(database, released, "--config", "alembic.ini", MIGRATION_TARGET=target)
+    quick = upgrade(database, released, "--output-format", "json", "--config", "alembic.ini", MIGRATION_TARGET=target)
     assert was_quick(quick)
     Path(manifest_path(str(released.path / "alembic.ini"))).unlink()
     slow = migrate(database, "upgrade", project=released.path, MIGRATION_TARGET=target)
@@ -214,7 +215,7 @@ def test_a_schema_that_was_taken_back_is_migrated_again(database: Database, rele
     assert (was_quick(outcome), outcome.exit_code, outcome.result["applied"]) == (False, 0, ["bbbb"])
 
 
-@pytest.mark.parametrize("options", [("bbbb",), ("--timeout", "60"), ("--json",), ("--wait", "5")])
+@pytest.mark.parametrize("options", [("bbbb",), ("--timeout", "60"), ("--wait", "5")])
 def test_other_options_are_left_to_the_runner(database: Database, released: Project, options: tuple[str, ...]) -> None:
     outcome = upgrade(database, released, *options)
     assert (was_quick(outcome), outcome.exit_code) == (False, 0)
@@ -250,33 +251,50 @@ def test_each_tenant_of_an_env_py_that_sets_the_search_path_is_migrated(
         assert (outcome.exit_code, outcome.result["applied"]) == (0, ["aaaa"])
 
 
-def test_on_a_terminal_a_person_reads_a_sentence(database: Database, released: Project) -> None:
+def on_terminal(database: Database, project: Project, *options: str) -> str:
+    """What an upgrade shows there."""
     ours, theirs = pty.openpty()
     done = subprocess.run(
-        [sys.executable, "-m", "migration_runner", "upgrade"],
-        cwd=released.path,
+        [sys.executable, "-m", "migration_runner", "upgrade", *options],
+        cwd=project.path,
         env={**BARE_ENVIRONMENT, "DATABASE_URL": database.url},
         stdout=theirs,
         timeout=60,
         check=False,
     )
     os.close(theirs)
-    assert done.returncode == 0
-    assert b"Nothing to do: the schema is at bbbb." in os.read(ours, 65536)
+    shown = os.read(ours, 65536).decode()
     os.close(ours)
+    assert done.returncode == 0, shown
+    return shown
+
+
+def test_on_a_terminal_a_person_reads_a_sentence(database: Database, released: Project) -> None:
+    assert "Nothing to do: the schema is at bbbb." in on_terminal(database, released)
+
+
+def test_on_a_terminal_a_person_can_ask_for_json(database: Database, released: Project) -> None:
+    # of the quick run, and of the runner's own, which it is with --wait, and where Alembic's log is passed on
+    for options in ([], ["--wait", "5"]):
+        lines = on_terminal(database, released, "--output-format", "json", *options).splitlines()
+        events = [json.loads(line)["event"] for line in lines]
+        own = [event for event in events if event != "migration.output"]
+        assert own == ["migration.started", "migration.nothing_to_do", "migration.result"]
+        assert (own == events) is not bool(options)
 
 
 def test_a_person_off_a_terminal_can_ask_for_sentences(database: Database, released: Project) -> None:
     # of a run at the target, which the runner itself does not see otherwise, and of one that fails
-    done = upgrade(database, released, MIGRATION_OUTPUT="text")
+    done = upgrade(database, released, "--output-format", "text")
     assert done.exit_code == 0
     assert "Nothing to do: the schema is at bbbb.\n" in done.output
     assert "{" not in done.output
-    failed = upgrade(database, released, MIGRATION_OUTPUT="text", MIGRATION_TARGET="aaaa")
+    failed = upgrade(database, released, "--output-format", "text", MIGRATION_TARGET="aaaa")
     assert failed.exit_code == 2
     assert failed.output.startswith("upgrade: UnexpectedTarget: ")
-    # and the option, which is said for one run, wins
-    assert upgrade(database, released, "--json", MIGRATION_OUTPUT="text").result["status"] == "succeeded"
+    # and the last one counts, so that a script may ask for one, and its user for the other
+    both = upgrade(database, released, "--output-format", "text", "--output-format", "json")
+    assert both.result["status"] == "succeeded"
 
 
 def test_a_refusal_is_told_as_always(database: Database, released: Project) -> None:

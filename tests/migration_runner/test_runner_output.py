@@ -114,7 +114,7 @@ def test_a_password_that_a_migration_writes_into_its_sql_is_hidden_in_a_plan(
     database: Database, project: Project
 ) -> None:
     project.write("aaaa", None, "import os; op.execute('COMMENT ON TABLE t IS $$' + os.environ['DATABASE_URL'] + '$$')")
-    for form in ([], ["--json"]):
+    for form in ([], ["--output-format", "json"]):
         plan = migrate(database, "plan", *form, project=project.path)
         assert plan.exit_code == 0
         assert "COMMENT ON TABLE t" in plan.output

@@ -17,6 +17,7 @@ from alembic import command
 from alembic.config import Config
 
 from local_aws.postgres import Postgres
+from migration_runner.cli import COMMANDS, parser
 from migration_runner.errors import RunError
 from migration_runner.offline import Statement, split, write_sql
 from migration_runner.revisions import RevisionError, read_revisions
@@ -683,3 +684,14 @@ def test_for_github_a_chain_that_is_broken_is_an_annotation_too_whatever_file_is
     assert broken.exit_code == 2
     assert broken.output.startswith("::error title=RevisionError::")
     assert "gone" in broken.output.splitlines()[0]
+
+
+def test_only_check_has_something_to_tell_github(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = parser().parse_args(["check", "--output-format", "github"])
+    assert chosen.output_format == "github"
+    for name, *_ in COMMANDS:
+        if name != "check":
+            with pytest.raises(SystemExit) as ended:
+                parser().parse_args([name, "--output-format", "github"])
+            assert ended.value.code == 2
+            assert "argument --output-format: invalid choice: 'github'" in capsys.readouterr().err
