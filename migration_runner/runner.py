@@ -102,11 +102,7 @@ class Run:
             return
         self._parameters = connection_parameters(self._environment)
         report.hide(self._parameters.get("password") or self._environment.get("PGPASSWORD"))
-        # Other commands have no use for it, but env.py may print it.
-        with suppress(*() if request.command == "upgrade" else (SettingsError,)):
-            self._service = service_login(self._environment)
-        if self._service:
-            report.hide(self._service[1])
+        self._service = self._service_login()
         report.event(
             "migration.started", f"{request.command}: the image is at {newest}.", command=request.command, newest=newest
         )
@@ -115,7 +111,7 @@ class Run:
         report.hide(own.info.password)
         with closing(own):
             self._guard = Guard(own, report)
-            deadline = None if request.timeout is None else started + request.timeout
+            limits = Limits(request.lock_wait, None if request.timeout is None else started + request.timeout)
             self._project = Project(
                 request.config,
                 self._parameters,
@@ -123,12 +119,12 @@ class Run:
                 self._guard,
                 report,
                 self._stop,
-                Limits(request.lock_wait, deadline),
+                limits,
             )
             if request.command in ("status", *FILES_DO):
                 self._inspect(self._project, self._guard)
             else:
-                self._migrate(self._project, self._guard)
+                self._migrate(self._project, self._guard, limits)
 
     def end(self) -> None:
         """Say that the run was told to stop, if it was before it had come to its end, and what of it is left."""
@@ -143,6 +139,20 @@ class Run:
             revision=revision,
             hint="Run it again to go on.",
         )
+
+    def _service_login(self) -> tuple[str, str] | None:
+        """The login of the role that an upgrade looks after; None for the other commands."""
+        needed = self._request.command == "upgrade"
+        try:
+            login = service_login(self._environment)
+        except SettingsError:
+            if needed:
+                raise
+            return None
+        if login:
+            # env.py may print it, whatever the command is.
+            self._report.hide(login[1])
+        return login if needed else None
 
     def _read_revisions(self) -> None:
         config = self._request.config
@@ -164,13 +174,13 @@ class Run:
             raise wrong_use("RevisionError", str(error)) from None
         self._revisions, self._fingerprint = read
 
-    def _migrate(self, project: Project, guard: Guard) -> None:
+    def _migrate(self, project: Project, guard: Guard, limits: Limits) -> None:
         request, result, revisions = self._request, self._result, self._revisions
         before: Collection[str] = ()
         incomplete = False
         service = None
-        if self._service and request.command == "upgrade":
-            service = ServiceRole(*self._service, self._parameters, guard, project.run_long, self._report)
+        if self._service:
+            service = ServiceRole(*self._service, self._parameters, guard, project.run_long, limits, self._report)
 
         def plan(current: tuple[str, ...]) -> Journey | None:
             nonlocal before, incomplete
@@ -179,7 +189,7 @@ class Run:
             target = destination(request, revisions, current)
             result.target = target or BASE
             if service:
-                service.check()
+                service.prepare()
             incomplete = self._tell_differences(Ledger(guard, project.environment.version_table), current)
             if is_at(target, current, revisions):
                 at = shown(current)
@@ -189,12 +199,15 @@ class Run:
 
         try:
             project.migrate(plan)
-        except RunError:
+        except RunError as error:
             if result.start is not None:
                 result.at, result.applied = None, project.finished
                 # Unreachable now as well: then where the schema is stays unknown, and the first error is to be told.
                 with suppress(RunError):
                     self._look_again(project, guard, before)
+            if error.exit_code is ExitCode.WRONG_USE and shown(result.at) != shown(result.start):
+                # Such as a second version table in env.py: wrong use is for a run that has changed nothing.
+                error.exit_code = ExitCode.FAILED
             raise
         after = self._look_again(project, guard, before)
         target = None if result.target == BASE else result.target

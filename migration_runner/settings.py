@@ -24,6 +24,7 @@ WHERE NOT i.indisvalid AND c.relkind = 'i' AND pg_has_role(t.relowner, 'USAGE')
 """
 # A host that is lost is noticed within a minute; libpq's own default is the system's, two hours.
 KEEPALIVES = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
+LONGEST_USERNAME, SHORTEST_PASSWORD = 57, 8
 UNUSABLE = re.compile("[\0\ud800-\udfff]")
 DRIVERS = re.compile(r"(postgres|postgresql|postgresql\+psycopg2)://")
 
@@ -80,8 +81,23 @@ def service_login(environment: Mapping[str, str]) -> tuple[str, str] | None:
         raise SettingsError(
             "SERVICE_SECRET holds a character that PostgreSQL can't take, NUL or a lone surrogate: remove it."
         )
-    if len(username.encode()) > 63:
-        raise SettingsError("The username in SERVICE_SECRET is longer than 63 bytes, PostgreSQL's limit: shorten it.")
+    if len(username.removesuffix("_clone").encode()) > LONGEST_USERNAME:
+        raise SettingsError(
+            f"The username in SERVICE_SECRET is longer than {LONGEST_USERNAME} bytes, which leave room for _clone "
+            "within PostgreSQL's limit of 63: shorten it."
+        )
+    if username.startswith("pg_") or username in ("public", "none"):
+        raise SettingsError(
+            "The username in SERVICE_SECRET is one that PostgreSQL keeps for itself, as pg_..., public and none: take "
+            "another one."
+        )
+    # Hidden wherever it is said: a short one, or a part of a name, would be hidden in words that are no secret.
+    if len(password) < SHORTEST_PASSWORD:
+        raise SettingsError(
+            f"The password in SERVICE_SECRET is shorter than {SHORTEST_PASSWORD} characters: make a longer one."
+        )
+    if password.lower() in username.lower():
+        raise SettingsError("The password in SERVICE_SECRET stands in the username too: make another one.")
     return username, password
 
 

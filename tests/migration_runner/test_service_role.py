@@ -7,6 +7,8 @@ import secrets
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -176,7 +178,7 @@ def test_what_is_missing_is_given_back_though_no_revision_is_pending(service: Se
     # when the next deployment runs it
     done = did(service.upgrade(tables))
     # then all is as it was
-    assert [told.partition(" ")[0] for told in done] == ["granted"] * 4 + ["revoked"]
+    assert [told.partition(" ")[0] for told in done] == ["granted"] * 4 + ["revoked"], done
     service.run(DML.format("items"))
     service.run("SELECT nextval('numbers')")
     with pytest.raises(InsufficientPrivilege):
@@ -244,12 +246,26 @@ def test_a_clone_that_is_no_member_is_made_one_before_a_rotation_needs_it(servic
     rotate(service, service.database).run(DML.format("items"))
 
 
-def test_a_secret_that_was_made_anew_heals_with_the_next_run(service: Service, tables: Project) -> None:
+def test_a_password_is_never_overwritten_and_a_secret_that_was_made_anew_is_let_in_when_told_to(
+    service: Service, tables: Project
+) -> None:
+    # given a password that was rotated after the task had got its secret
     did(service.upgrade(tables))
+    rotated = replace(service, password=secrets.token_urlsafe(16))
+    service.database.rows(f"""ALTER ROLE "{service.user}" PASSWORD '{rotated.password}'""")
+    tables.write("bbbb", "aaaa", "op.execute('CREATE TABLE later (name text)')")
+    # when that task runs, then it is refused as with stale credentials of its own, and nothing has changed
+    refused = service.upgrade(tables)
+    assert (refused.exit_code, refused.error["kind"]) == (6, "ServiceCredentialsRefused")
+    assert (refused.result["at"], refused.result["applied"]) == ("aaaa", [])
+    rotated.run(DML.format("items"))
+    # and the task that the trigger starts next, which reads the secret anew, goes on
+    assert did(rotated.upgrade(tables)) == []
+    # when the secret was made anew instead, then what the hint says lets it in
     renewed = replace(service, password=secrets.token_urlsafe(16))
-    assert did(renewed.upgrade(tables)) == [f"set the password of {service.user}"]
-    renewed.run(DML.format("items"))
-    service.database.rows(f'ALTER ROLE "{service.user}" NOLOGIN')
+    cure = f'ALTER ROLE "{service.user}" NOLOGIN'
+    assert cure in renewed.upgrade(tables).error["hint"]
+    service.database.rows(cure)
     assert did(renewed.upgrade(tables)) == [f"set the password of {service.user}"]
     renewed.run(DML.format("items"))
 
@@ -276,6 +292,7 @@ def test_the_password_is_neither_in_a_statement_nor_in_the_servers_log(
     # when the role is made, and its password set
     assert did(service.upgrade(tables))[0].startswith("created")
     renewed = replace(service, password=secrets.token_urlsafe(16) + "%@'é")
+    service.database.rows(f'ALTER ROLE "{service.user}" NOLOGIN')
     assert did(renewed.upgrade(tables)) == [f"set the password of {service.user}"]
     # then the log holds what was run, with a verifier in the password's place
     log = postgres.log.read_text()
@@ -289,6 +306,20 @@ def test_the_password_is_neither_in_a_statement_nor_in_the_servers_log(
     [
         ("ALTER ROLE {user} SUPERUSER", "is a superuser"),
         ("ALTER ROLE {user} CREATEROLE", "may create roles"),
+        ("ALTER ROLE {user} CREATEDB", "may create databases"),
+        ("ALTER ROLE {user} REPLICATION", "may replicate the server"),
+        ("ALTER ROLE {user} BYPASSRLS", "is above row-level security"),
+        ("GRANT postgres TO {user}", "is a member of postgres, which is a superuser"),
+        ("ALTER ROLE {user} NOINHERIT; GRANT postgres TO {user}", "is a member of postgres, which is a superuser"),
+        (
+            "CREATE ROLE {group} IN ROLE pg_write_all_data; GRANT {group} TO {user}",
+            "is a member of pg_write_all_data, which is one of the server's own",
+        ),
+        (
+            "GRANT pg_execute_server_program TO {user}",
+            "is a member of pg_execute_server_program, which is one of the server's own",
+        ),
+        ("CREATE ROLE {group} CREATEROLE; GRANT {group} TO {user}", "is a member of {group}, which may create roles"),
         ("GRANT {owner} TO {user}", "is a member of the role that migrates"),
         (
             "ALTER DATABASE {database} OWNER TO {user}; GRANT ALL ON SCHEMA public TO {owner}",
@@ -302,13 +333,18 @@ def test_a_role_that_is_more_than_a_services_is_refused_before_anything_has_chan
     service: Service, tables: Project, postgres: Postgres, change: str, reason: str
 ) -> None:
     names = {"user": f'"{service.user}"', "owner": service.database.user, "database": service.database.name}
+    names["group"] = f"group_{secrets.token_hex(4)}"
     administer(postgres, service.database.name, f'CREATE ROLE "{service.user}" LOGIN', change.format(**names))
     refused = service.upgrade(tables)
-    administer(postgres, service.database.name, f"ALTER DATABASE {names['database']} OWNER TO {names['owner']}")
-    assert (refused.exit_code, refused.error["kind"]) == (2, "ServiceRoleUnfit")
-    assert (
-        refused.error["message"] == f"The services can't have the role {service.user}, because {service.user} {reason}."
+    administer(
+        postgres,
+        service.database.name,
+        f"ALTER DATABASE {names['database']} OWNER TO {names['owner']}",
+        f"DROP ROLE IF EXISTS {names['group']}",
     )
+    assert (refused.exit_code, refused.error["kind"]) == (2, "ServiceRoleUnfit")
+    because = f"{service.user} {reason.format(**names)}."
+    assert refused.error["message"] == f"The services can't have the role {service.user}, because {because}"
     assert (refused.result["at"], refused.result["applied"]) == ("base", [])
 
 
@@ -337,6 +373,7 @@ def test_who_may_not_manage_roles_is_told_what_an_administrator_runs(
     # and a password that is to be set takes the ADMIN OPTION, which whoever made the role has
     administer(postgres, "postgres", f"ALTER ROLE {owner} CREATEROLE")
     renewed = replace(service, password=secrets.token_urlsafe(16))
+    administer(postgres, "postgres", f'ALTER ROLE "{service.user}" NOLOGIN')
     hint = renewed.upgrade(tables).error["hint"]
     assert hint == f'Let an administrator run GRANT "{service.user}" TO "{owner}" WITH ADMIN OPTION.'
     administer(postgres, "postgres", f'GRANT "{service.user}" TO "{owner}" WITH ADMIN OPTION')
@@ -372,7 +409,7 @@ def test_the_owner_that_env_py_becomes_grants_and_who_logs_in_makes_the_role(
 def test_a_role_that_a_revision_makes_unfit_fails_the_run_and_the_revision_stays(
     service: Service, tables: Project
 ) -> None:
-    tables.write("bbbb", "aaaa", f"""op.execute('CREATE ROLE "{service.user}" LOGIN CREATEROLE')""")
+    tables.write("bbbb", "aaaa", f"""op.execute('ALTER ROLE "{service.user}" CREATEROLE')""")
     failed = service.upgrade(tables)
     assert (failed.exit_code, failed.error["kind"]) == (1, "ServiceRoleUnfit")
     assert (failed.result["at"], failed.result["applied"]) == ("bbbb", ["aaaa", "bbbb"])
@@ -396,8 +433,174 @@ def test_a_schema_of_somebody_elses_is_named_with_what_its_owner_runs_and_the_re
 
 def test_a_schema_in_which_everybody_may_create_is_named(service: Service, tables: Project, postgres: Postgres) -> None:
     administer(postgres, service.database.name, "GRANT CREATE ON SCHEMA public TO PUBLIC")  # as before PostgreSQL 15
-    told = service.upgrade(tables).named("migration.service_role_may_create")
-    assert [(event["role"], event["schema"]) for event in told] == [(service.user, "public")]
+    told = service.upgrade(tables).named("migration.service_role_exceeds")
+    assert [(event["role"], event["may"], event["on"]) for event in told] == [(service.user, ["CREATE"], ["public"])]
+    assert told[0]["hint"] == "To end that, let who granted it run REVOKE CREATE ON SCHEMA public FROM PUBLIC."
+
+
+def test_a_clone_that_inherits_nothing_gets_its_rights(service: Service, tables: Project) -> None:
+    did(service.upgrade(tables))
+    clone = replace(service, user=f"{service.user}_clone", password=secrets.token_urlsafe(16))
+    service.database.rows(
+        f"""CREATE ROLE "{clone.user}" LOGIN NOINHERIT PASSWORD '{clone.password}';"""
+        f""" GRANT "{service.user}" TO "{clone.user}\""""
+    )
+    assert did(clone.upgrade(tables)) == [f"granted {service.user} to {clone.user}"]
+    clone.run(DML.format("items"))
+    assert did(clone.upgrade(tables)) == []
+
+
+def test_tables_of_another_owner_are_granted_where_that_is_allowed_and_named_otherwise(
+    service: Service, tables: Project, postgres: Postgres
+) -> None:
+    # given tables of an administrator beside ours, one with the GRANT OPTION, and the version table
+    owner = service.database.user
+    service.database.rows("CREATE TABLE alembic_version (version_num varchar(32) NOT NULL PRIMARY KEY)")
+    administer(
+        postgres,
+        service.database.name,
+        "CREATE TABLE theirs (name text)",
+        "CREATE TABLE shared (name text)",
+        f"GRANT ALL ON shared TO {owner} WITH GRANT OPTION",
+        "ALTER TABLE alembic_version OWNER TO postgres",
+        f"GRANT ALL ON alembic_version TO {owner}",
+    )
+    ran = service.upgrade(tables)
+    # then the services have what could be granted, and what could not is told with the words for it
+    assert ran.exit_code == 0
+    service.run(DML.format("shared"))
+    grants = [
+        f'If the services need it, let the owner run GRANT {privileges} ON TABLE {table} TO "{service.user}".'
+        for privileges, table in (
+            ("SELECT", "public.alembic_version"),
+            ("SELECT, INSERT, UPDATE, DELETE", "public.theirs"),
+        )
+    ]
+    assert [event["hint"] for event in ran.named("migration.service_role_lacks")] == grants
+    # when the owner has run one of them, then it is told no more
+    administer(postgres, service.database.name, f'GRANT SELECT ON alembic_version TO "{service.user}"')
+    assert [event["hint"] for event in service.upgrade(tables).named("migration.service_role_lacks")] == grants[1:]
+    administer(postgres, service.database.name, "DROP TABLE shared")
+
+
+def test_a_schema_that_holds_only_types_can_be_used_too(service: Service, project: Project) -> None:
+    kinds = "CREATE SCHEMA kinds; CREATE DOMAIN kinds.color AS text; CREATE TABLE items (color kinds.color)"
+    project.write("aaaa", None, f"op.execute('{kinds}')")
+    did(service.upgrade(project))
+    service.run("INSERT INTO items VALUES ('red'::kinds.color)")
+    assert did(service.upgrade(project)) == []
+
+
+BEYOND = {
+    "GRANT ALL ON items, numbers TO {user}": "TRUNCATE items",
+    "GRANT CREATE ON SCHEMA public TO {user}": "CREATE TABLE mine ()",
+    "GRANT CREATE ON DATABASE {database} TO {user}": "CREATE SCHEMA mine",
+    "GRANT UPDATE (version_num) ON alembic_version TO {user}": "UPDATE alembic_version SET version_num = 'x'",
+    "GRANT ALL ON SCHEMA migration_runner TO {user}": "CREATE TABLE migration_runner.mine ()",
+    "GRANT USAGE ON SCHEMA migration_runner TO {user}; GRANT ALL ON migration_runner.applied TO {user}": (
+        "DELETE FROM migration_runner.applied"
+    ),
+    "GRANT TRUNCATE ON items TO {clone}": "TRUNCATE items",
+}
+
+
+def test_rights_beyond_those_of_a_service_are_revoked(service: Service, tables: Project) -> None:
+    # given rights that were granted to the role, and to its clone
+    did(service.upgrade(tables))
+    clone = rotate(service, service.database)
+    names = {"user": f'"{service.user}"', "clone": f'"{clone.user}"', "database": service.database.name}
+    for statement in BEYOND:
+        service.database.rows(statement.format(**names))
+    # when the next upgrade has run, then they are gone, and those of a service are not
+    assert {told.partition(" ")[0] for told in did(clone.upgrade(tables))} == {"revoked"}
+    for statement in BEYOND.values():
+        with pytest.raises(InsufficientPrivilege):
+            clone.run(statement)
+    clone.run(DML.format("items"))
+    assert did(clone.upgrade(tables)) == []
+
+
+def test_rights_beyond_those_of_a_service_that_others_have_too_are_named(service: Service, tables: Project) -> None:
+    did(service.upgrade(tables))
+    service.database.rows("GRANT INSERT, DELETE ON alembic_version TO PUBLIC; GRANT TRUNCATE ON items, named TO PUBLIC")
+    ran = service.upgrade(tables)
+    assert did(ran) == []
+    assert [event["hint"] for event in ran.named("migration.service_role_exceeds")] == [
+        f"To end that, let who granted it run REVOKE {words} FROM PUBLIC."
+        for words in (
+            "DELETE, INSERT ON TABLE public.alembic_version",
+            "TRUNCATE ON TABLE public.items, public.named",
+        )
+    ]
+
+
+@pytest.mark.parametrize("later", [False, True], ids=["a new database", "a later revision"])
+def test_what_a_revision_takes_from_the_role_stays_taken(service: Service, tables: Project, later: bool) -> None:
+    # given a revision that lets the services only add to a table, in a database that may know them or not
+    if later:
+        did(service.upgrade(tables))
+    user = f'"{service.user}"'
+    audit = f"CREATE TABLE audit (name text); REVOKE ALL ON audit FROM {user}; GRANT SELECT, INSERT ON audit TO {user}"
+    tables.write("bbbb", "aaaa", f"op.execute('{audit}')")
+    # when that run has ended, and the next one
+    for _ in range(2):
+        did(service.upgrade(tables))
+        # then they may do just that
+        service.run("INSERT INTO audit VALUES ('bolt'); TABLE audit")
+        for statement in ("DELETE FROM audit", "UPDATE audit SET name = 'nut'", "TRUNCATE audit"):
+            with pytest.raises(InsufficientPrivilege):
+                service.run(statement)
+
+
+def test_a_lock_that_is_not_free_is_waited_for_as_long_as_for_a_revision_and_its_holder_is_named(
+    service: Service, tables: Project
+) -> None:
+    # given a table with rights to be granted, which another session alters
+    migrate(service.database, "upgrade", project=tables.path)
+    with closing(service.database.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("BEGIN; ALTER TABLE items ADD COLUMN more text")
+        began = time.monotonic()
+        failed = service.upgrade(tables, "--lock-wait", "0")
+        # then nothing is waited for, and it is told who was in the way
+        assert time.monotonic() - began < 20
+        assert (failed.exit_code, failed.error["kind"]) == (4, "LockNotAvailable")
+        assert f"In the way: session {connection.info.backend_pid} (" in failed.error["message"]
+        assert failed.error["hint"] == "End what stands in the way, or wait for it; then run this again."
+        assert failed.result["at"] == "aaaa"
+        # when it ends in time, then the run goes on
+        timer = threading.Timer(3, cursor.execute, ["ROLLBACK"])
+        timer.start()
+        assert did(service.upgrade(tables)) != []
+        timer.join()
+    service.run(DML.format("items"))
+
+
+def test_the_runs_timeout_is_told_as_such(service: Service, tables: Project, postgres: Postgres) -> None:
+    administer(
+        postgres,
+        service.database.name,
+        "CREATE FUNCTION slow() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(30); END'",
+        "CREATE EVENT TRIGGER slow ON ddl_command_start WHEN TAG IN ('GRANT') EXECUTE FUNCTION slow()",
+    )
+    failed = service.upgrade(tables, "--timeout", "4")
+    assert (failed.exit_code, failed.error["kind"]) == (1, "TimedOut")
+    assert failed.error["hint"] == "Raise the timeout; the revisions that were applied stay."
+
+
+def test_a_username_that_the_databases_encoding_can_not_write_is_refused(
+    service: Service, tables: Project, postgres: Postgres
+) -> None:
+    owner, name = service.database.user, f"latin_{secrets.token_hex(4)}"
+    create = f"CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'"
+    administer(postgres, "postgres", create)
+    try:
+        latin = replace(service, user="\u65e5\u672c", database=replace(service.database, name=name))
+        refused = latin.upgrade(tables)
+    finally:
+        administer(postgres, "postgres", f"DROP DATABASE {name}")
+    assert (refused.exit_code, refused.error["kind"]) == (2, "ServiceRoleUnwritable")
+    sentence = "The username in SERVICE_SECRET must be ASCII, because the database's encoding is LATIN1."
+    assert (refused.error["message"], refused.result["applied"]) == (sentence, [])
 
 
 def test_version_tables_of_other_projects_stay_theirs(service: Service, tables: Project, tmp_path: Path) -> None:
@@ -421,7 +624,7 @@ def test_version_tables_of_other_projects_stay_theirs(service: Service, tables: 
 def test_other_commands_do_without_the_secret_but_do_not_show_it(service: Service, tables: Project) -> None:
     env = tables.path / "migrations" / "env.py"
     env.write_text(f"import os\nprint(os.environ['SERVICE_SECRET'])\n{env.read_text()}")
-    told = migrate(service.database, "status", "--json", project=tables.path, **service.environment)
+    told = migrate(service.database, "status", "--output-format", "json", project=tables.path, **service.environment)
     assert (told.exit_code, told.errors) == (1, "")
     assert_no_secret(told.output, service.password)
     assert migrate(service.database, "status", project=tables.path, SERVICE_SECRET="canary").exit_code == 1
@@ -442,8 +645,25 @@ def test_other_commands_do_without_the_secret_but_do_not_show_it(service: Servic
             "SERVICE_SECRET holds a character that PostgreSQL can't take, NUL or a lone surrogate: remove it.",
         ),
         (
-            json.dumps({"username": "ü" * 32, "password": "canary"}),
-            "The username in SERVICE_SECRET is longer than 63 bytes, PostgreSQL's limit: shorten it.",
+            json.dumps({"username": "ü" * 29, "password": "canary"}),
+            "The username in SERVICE_SECRET is longer than 57 bytes, which leave room for _clone within PostgreSQL's"
+            " limit of 63: shorten it.",
+        ),
+        *[
+            (
+                json.dumps({"username": name, "password": "canary"}),
+                "The username in SERVICE_SECRET is one that PostgreSQL keeps for itself, as pg_..., public and none:"
+                " take another one.",
+            )
+            for name in ("pg_app", "public", "none")
+        ],
+        (
+            '{"username": "app", "password": "canary7"}',
+            "The password in SERVICE_SECRET is shorter than 8 characters: make a longer one.",
+        ),
+        (
+            '{"username": "The_Canary_clone", "password": "the_canary"}',
+            "The password in SERVICE_SECRET stands in the username too: make another one.",
         ),
     ],
 )
@@ -451,6 +671,11 @@ def test_a_secret_that_can_not_be_used_is_one_sentence_without_it(secret: str, s
     with pytest.raises(SettingsError) as refused:
         service_login({"SERVICE_SECRET": secret})
     assert str(refused.value) == sentence
+
+
+def test_the_longest_username_leaves_room_for_its_clone() -> None:
+    for name in ("x" * 57, "x" * 57 + "_clone"):
+        assert service_login({"SERVICE_SECRET": json.dumps({"username": name, "password": "long enough"})})
 
 
 def test_a_secret_that_can_not_be_used_ends_an_upgrade_before_it_begins(database: Database, tables: Project) -> None:
