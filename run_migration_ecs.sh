@@ -6,11 +6,28 @@
 set -uo pipefail
 
 readonly CONTAINER=migration
-readonly COMMANDS='upgrade downgrade stamp status plan check history'
+# Not check: it asks no database, and the image lacks the squawk that it needs.
+readonly COMMANDS='upgrade downgrade stamp status plan history'
 # The runner's own codes end at 6, and those of signals begin at 128: these are sysexits.h's.
 readonly USAGE=64 NOT_FOUND=66 UNAVAILABLE=69 NOT_RUN=71 UNKNOWN=75 NOT_PERMITTED=77
+# 128 + SIGPIPE.
+readonly CLOSED=141
 # How long the task may be out of sight, and nothing be said, in seconds.
 readonly PATIENCE=60 SILENCE=10
+readonly TAB=$'\t'
+
+# What the functions hand on to each other. Asked for:
+region='' cluster='' service='' task_definition='' command='' overrides=''
+# Found, in the service and in the task definition:
+network='' log_group='' log_prefix='' log_region=''
+# The task, by the name that it was started with until its ARN is known; whether it has ended, and how:
+starting='' task='' ended='' stop_code='' reason='' exit_code='' container_reason=''
+# Its log: the stream, whether it may be read, how far it was, whether there was a line; and when anything was said:
+stream='' readable=yes token='' log_seen='' said=0
+# Why the log could not be read the last time, since when, and whether that was said:
+unread='' unread_since='' unread_said=''
+# A folder for what AWS has refused last:
+files=''
 
 help() {
   cat <<'HELP'
@@ -26,8 +43,10 @@ the last deployment: its image, its database. The log goes to standard output, e
   ./run_migration_ecs.sh dev us-west-2 downgrade -1       one revision back; asks nothing
   ./run_migration_ecs.sh dev us-west-2 history
 
-COMMAND is upgrade (the default), downgrade, stamp, status, plan, check or history; `COMMAND --help` tells its options,
-from the image. Ctrl-C ends this script only: the task goes on, and the command that stops it is shown.
+COMMAND is upgrade (the default), downgrade, stamp, status, plan or history; `COMMAND --help` tells its options, from
+the image. `check` is for your own machine or CI: it asks no database, and it needs squawk, which the image does not
+have. For the same reason `plan` does not say here what is unsafe. `--output-format json` shows JSON for sentences.
+Ctrl-C ends this script only: the task goes on, and the command that stops it is shown.
 
 environment variables, for other names than the defaults:
   CLUSTER           ENVIRONMENT-inventory-cluster
@@ -40,12 +59,12 @@ permissions: ecs:DescribeServices, ecs:DescribeTaskDefinition, ecs:RunTask, ecs:
 task's two roles, logs:GetLogEvents
 
 exit codes:
-    0  done; for status: the schema is at the head
+    0  the schema is at the target
     1  a migration failed; for status: revisions are pending
-    2  wrong use of the runner: an unknown revision, an image without revisions
+    2  wrong use: no revisions, several heads, a broken chain, bad settings, an unknown revision
     3  the database can't be reached, or the session was lost
-    4  a lock was not free in time; the log names who has it
-    5  the database is at a revision that the deployed image does not have
+    4  a lock was not free in time
+    5  the database is at a revision that this image does not have
     6  the database refused the credentials
    64  wrong arguments; nothing was started
    66  no such cluster, service or task definition, or no network to take from the service
@@ -54,7 +73,8 @@ exit codes:
    75  what became of the task is unknown
    77  no valid credentials, or a permission is missing; it is named
   137  the container was killed, most often out of memory
-  143  the task was told to stop
+  143  told to stop with SIGTERM
+  141  standard output takes no more, as before `| head -1`; the task goes on
   129, 130 and 143 also when this script itself is interrupted; it says so, and the task goes on
 HELP
 }
@@ -73,7 +93,6 @@ end_with() {
 }
 
 main() {
-  said=0 task='' stream='' token='' starting='' log_seen=''
   parse "$@"
   command -v aws >/dev/null ||
     end_with $UNAVAILABLE "there is no aws command: install the AWS CLI, https://aws.amazon.com/cli/."
@@ -83,6 +102,7 @@ main() {
   trap 'interrupted INT' INT
   trap 'interrupted TERM' TERM
   trap 'interrupted HUP' HUP
+  trap unheard PIPE
   # No pager, no questions; and the log may hold any character.
   export AWS_PAGER='' AWS_CLI_AUTO_PROMPT=off PYTHONIOENCODING=utf-8
   say "Looking for $service in $cluster ($region) ..."
@@ -94,16 +114,24 @@ main() {
 }
 
 parse() {
-  case "${1-}" in
-    -h | --help) help; exit 0 ;;
-  esac
+  local word shown
+  # Behind a COMMAND it is the runner that is asked.
+  for word in "${1-}" "${2-}" "${3-}"; do
+    case "$word" in
+      -h | --help) help; exit 0 ;;
+    esac
+  done
+  for word in "$@" "${CLUSTER-}" "${SERVICE-}" "${TASK_DEFINITION-}"; do
+    shown=$(visible "$word")
+    is_unicode "$word" || end_with $USAGE "'$shown' is not UTF-8."
+  done
   [ $# -ge 2 ] || end_with $USAGE "ENVIRONMENT and REGION are needed, such as: ./run_migration_ecs.sh dev us-west-2" \
     "(--help tells more)."
   local environment=$1
   region=$2
   shift 2
   case "$environment" in
-    '' | *[!A-Za-z0-9_-]*) end_with $USAGE "ENVIRONMENT is '$environment', but must be a name such as dev." ;;
+    '' | -* | *[!A-Za-z0-9_-]*) end_with $USAGE "ENVIRONMENT is '$environment', but must be a name such as dev." ;;
   esac
   # AWS would look for a host of that name, and say no more than that there is none.
   [[ $region =~ ^[a-z]+(-[a-z]+)+-[0-9]+$ ]] ||
@@ -111,11 +139,14 @@ parse() {
   cluster=${CLUSTER:-$environment-inventory-cluster}
   service=${SERVICE:-$environment-inventory-service}
   task_definition=${TASK_DEFINITION:-$environment-migration-task}
+  must_be_name CLUSTER "$cluster"
+  must_be_name SERVICE "$service"
+  must_be_name TASK_DEFINITION "$task_definition"
   [ $# -gt 0 ] || set -- upgrade
-  case " $COMMANDS " in
-    *" $1 "*) ;;
-    *) end_with $USAGE "COMMAND is '$1', but must be one of: ${COMMANDS// /, }." ;;
-  esac
+  for word in $COMMANDS; do
+    [ "$1" != "$word" ] || break
+  done
+  [ "$1" = "$word" ] || end_with $USAGE "COMMAND is '$1', but must be one of: ${COMMANDS// /, }."
   case "$1:$#" in
     downgrade:1) end_with $USAGE "downgrade needs a revision: one of \`history\`, -1 for one step back, or base." ;;
     stamp:1) end_with $USAGE "stamp needs a revision: one of \`history\`, head or base." ;;
@@ -123,9 +154,42 @@ parse() {
   case "$*" in
     *[[:cntrl:]]*) end_with $USAGE "an ARGUMENT holds a line break or another control character." ;;
   esac
+  for word in "$@"; do
+    [ -n "$word" ] || end_with $USAGE "an ARGUMENT is empty."
+  done
   command="python -m migration_runner $*"
-  overrides=$(printf '{"containerOverrides":[{"name":"%s","command":[%s],"environment":[%s]}]}' "$CONTAINER" \
-    "$(json_texts python -m migration_runner "$@")" '{"name":"MIGRATION_OUTPUT","value":"text"}')
+  # The log is for a person. Behind the caller's own options, a format of theirs would not count, nor behind a `--`.
+  local asked=$1
+  shift
+  overrides=$(printf '{"containerOverrides":[{"name":"%s","command":[%s]}]}' "$CONTAINER" \
+    "$(json_texts python -m migration_runner "$asked" --output-format text "$@")")
+}
+
+# must_be_name VARIABLE VALUE: AWS refuses others too, but the CLI takes a `-` at the beginning for an option.
+must_be_name() {
+  local LC_ALL=C shown
+  shown=$(visible "$2")
+  case "$2" in
+    -* | *[!A-Za-z0-9_:/.-]*) end_with $USAGE "$1 is '$shown', but must be a name or an ARN." ;;
+  esac
+}
+
+# Whether it is UTF-8: nothing is left of it without all that RFC 3629 (section 4) allows.
+is_unicode() {
+  local rest
+  # Each becomes a letter first: without it, what stood around it could fit together.
+  rest=$(printf '%s' "$1" | LC_ALL=C sed -e $'s/[\xc2-\xdf][\x80-\xbf]/u/g' \
+    -e $'s/\xe0[\xa0-\xbf][\x80-\xbf]/u/g' -e $'s/\xed[\x80-\x9f][\x80-\xbf]/u/g' \
+    -e $'s/[\xe1-\xec\xee\xef][\x80-\xbf][\x80-\xbf]/u/g' \
+    -e $'s/\xf0[\x90-\xbf][\x80-\xbf][\x80-\xbf]/u/g' -e $'s/\xf4[\x80-\x8f][\x80-\xbf][\x80-\xbf]/u/g' \
+    -e $'s/[\xf1-\xf3][\x80-\xbf][\x80-\xbf][\x80-\xbf]/u/g' -e $'s/[^\x80-\xff]//g')
+  [ -z "$rest" ]
+}
+
+# A text with a ? for what a terminal might not show.
+visible() {
+  local LC_ALL=C
+  printf '%s' "${1//[! -~]/?}"
 }
 
 json_texts() {
@@ -136,9 +200,18 @@ json_texts() {
   done
 }
 
-# ask SERVICE OPERATION OPTION...: the answer as text. When there is none, the reason is kept for the next two functions.
+# ask LIKE SERVICE OPERATION OPTION...: the answer as text, from the first line that is like this extended regular
+# expression: warnings may stand before it. When there is no answer, the reason is kept for the next two functions.
 ask() {
-  aws "$@" --region "$region" --output text --cli-connect-timeout 10 2>"$files/refusal"
+  local like=$1 printed answer
+  shift
+  printed=$(aws "$@" --region "$region" --output text --cli-connect-timeout 10 2>"$files/refusal") || return 1
+  answer=$(printf '%s\n' "$printed" | LC_ALL=C sed -n -E "\\,$like,,\$p")
+  if [ -z "$answer" ]; then
+    printf "the answer can't be understood: '%s'\n" "${printed%%$'\n'*}" >"$files/refusal"
+    return 1
+  fi
+  printf '%s\n' "$answer"
 }
 
 # The reason in AWS's words, on one line: the error's own where there is one, the last words of the CLI otherwise.
@@ -151,7 +224,7 @@ refusal() {
     }
     END {
       sub(/^aws: \[ERROR\]: /, "", last)
-      print error == "" ? last : error
+      print error != "" ? error : last != "" ? last : "it gives no reason"
     }' "$files/refusal"
 }
 
@@ -170,16 +243,33 @@ refused() {
       end_with $NOT_PERMITTED "AWS has no valid credentials of you: ${words%.}. Try \`aws sts get-caller-identity\`." ;;
     *ClusterNotFoundException*)
       end_with $NOT_FOUND "there is no cluster $cluster in $region; another is named with CLUSTER=NAME." ;;
+  esac
+  if [ -n "$starting" ] && maybe_done "$words"; then
+    show_how_to_look
+    end_with $UNKNOWN "AWS was asked to start the task, but has not answered; what became of the task is unknown:" \
+      "${words%.}."
+  fi
+  case "$words" in
     *onnect*endpoint* | *timeout* | *'timed out'*)
       end_with $UNAVAILABLE "AWS can't be reached from here: ${words%.}." ;;
   esac
   end_with $UNAVAILABLE "\`aws $1\` failed: ${words%.}."
 }
 
+# maybe_done WORDS: whether what was refused so may have happened all the same: AWS has not refused it, but failed, or
+# its answer was lost.
+maybe_done() {
+  case "$1" in
+    *'arameter validation failed'*) return 1 ;;
+    Server* | Internal* | ServiceUnavailable* | RequestTimeout* | 5??:*) return 0 ;;
+  esac
+  ! grep -q 'An error occurred (' "$files/refusal"
+}
+
 find_network() {
   local answer status
-  answer=$(ask ecs describe-services --cluster "$cluster" --services "$service" \
-    --query 'services[0].[status, to_string(networkConfiguration.awsvpcConfiguration)]') ||
+  answer=$(ask "^(ACTIVE|DRAINING|INACTIVE)$TAB|^None\$" ecs describe-services --cluster "$cluster" \
+    --services "$service" --query 'services[0].[status, to_string(networkConfiguration.awsvpcConfiguration)]') ||
     refused 'ecs describe-services' ecs:DescribeServices
   IFS=$'\t' read -r status network <<<"$answer"
   # A service that was deleted is still described for a while.
@@ -191,8 +281,8 @@ find_network() {
 }
 
 find_task_definition() {
-  local answer container
-  answer=$(ask ecs describe-task-definition --task-definition "$task_definition" \
+  local answer container=''
+  answer=$(ask '^arn:' ecs describe-task-definition --task-definition "$task_definition" \
     --query "taskDefinition.[[taskDefinitionArn], containerDefinitions[?name=='$CONTAINER'].[name,
       logConfiguration.options.\"awslogs-group\", logConfiguration.options.\"awslogs-stream-prefix\",
       logConfiguration.options.\"awslogs-region\"]]") ||
@@ -213,11 +303,13 @@ start_task() {
   # At most 36 characters; the trigger of the deployments adopts only tasks that bear its own name here.
   starting="run_migration_ecs/$(date +%s)-$$"
   say "Starting ${task_definition##*/}: $command"
-  answer=$(ask ecs run-task --cluster "$cluster" --task-definition "$task_definition" --launch-type FARGATE \
-    --network-configuration "{\"awsvpcConfiguration\":$network}" --overrides "$overrides" --started-by "$starting" \
-    --query '[tasks[0].taskArn, failures[0].reason, failures[0].detail]') || refused 'ecs run-task' ecs:RunTask
+  answer=$(ask "^(arn:.+|None)$TAB" ecs run-task --cluster "$cluster" --task-definition "$task_definition" \
+    --launch-type FARGATE --network-configuration "{\"awsvpcConfiguration\":$network}" --overrides "$overrides" \
+    --started-by "$starting" --query '[tasks[0].taskArn, failures[0].reason, failures[0].detail]') ||
+    refused 'ecs run-task' ecs:RunTask
   IFS=$'\t' read -r task reason detail <<<"$answer"
   if [ "$task" = None ]; then
+    [ "$reason" != None ] || reason='it gives no reason'
     [ "$detail" = None ] || reason="$reason ($detail)"
     end_with $NOT_RUN "ECS did not start the task: $reason; nothing was changed."
   fi
@@ -228,11 +320,12 @@ start_task() {
 
 # Waits for the end of the task, and shows its log meanwhile.
 follow() {
-  local answer last='' seen=$SECONDS
+  local answer status='' last='' seen=$SECONDS tries=5
   while :; do
     # Rows, as each of the texts may be missing: the CLI prints None, or nothing for a container that is not described.
-    if answer=$(ask ecs describe-tasks --cluster "$cluster" --tasks "$task" --query "tasks[0].[[lastStatus], [stopCode],
-      [stoppedReason], containers[?name=='$CONTAINER'].[exitCode], containers[?name=='$CONTAINER'].[reason]]"); then
+    if answer=$(ask '^([A-Z_]+|None)$' ecs describe-tasks --cluster "$cluster" --tasks "$task" \
+      --query "tasks[0].[[lastStatus], [stopCode], [stoppedReason],
+        containers[?name=='$CONTAINER'].[exitCode], containers[?name=='$CONTAINER'].[reason]]"); then
       {
         read -r status
         read -r stop_code
@@ -258,7 +351,9 @@ follow() {
     fi
     case "$status" in
       RUNNING | DEACTIVATING | STOPPING | DEPROVISIONING) show_log ;;
-      STOPPED) break ;;
+      STOPPED)
+        ended=yes
+        break ;;
     esac
     if [ "$status" != "$last" ] && [ "$status" != None ] && [ -z "$log_seen" ]; then
       say "Task ${task##*/} is $status."
@@ -270,44 +365,58 @@ follow() {
   done
   [ -n "$exit_code" ] || exit_code=None
   # CloudWatch may have the last lines a moment later than ECS has the end; of a container that did not run, none.
-  local tries=5
-  while show_log || { [ -z "$log_seen" ] && [ "$exit_code" != None ] && [ $((tries -= 1)) -gt 0 ]; }; do
+  while show_log ||
+    { { [ -z "$log_seen" ] || [ -n "$unread" ]; } && [ "$exit_code" != None ] && [ $((tries -= 1)) -gt 0 ]; }; do
     sleep 1
   done
+  [ "$exit_code" = None ] || say_unread
 }
 
 # Shows what is new in the log; false when nothing is, or it can't be read.
 show_log() {
   local answer before=$token
-  [ -n "$stream" ] || return 1
-  if ! answer=$(region=$log_region ask logs get-log-events --log-group-name "$log_group" --log-stream-name "$stream" \
+  [ -n "$stream" ] && [ -n "$readable" ] || return 1
+  if ! answer=$(region=$log_region ask '^([bf]/[^[:space:]]*|None)$' logs get-log-events \
+    --log-group-name "$log_group" --log-stream-name "$stream" \
     --start-from-head ${token:+--next-token "$token"} --query '[nextForwardToken, events[].[message]]'); then
     case "$(refusal)" in
       *AccessDenied* | *'not authorized'*)
-        stream_of_link=$stream stream=''
+        readable=''
         say "The log can't be shown: your credentials lack the permission logs:GetLogEvents on $log_group." ;;
+      *)
+        unread=$(refusal)
+        unread_since=${unread_since:-$SECONDS}
+        # At first the stream may not be there yet, and anything may fail once.
+        [ $((SECONDS - unread_since)) -lt $SILENCE ] || say_unread ;;
     esac
     return 1
   fi
+  unread='' unread_since=''
   token=${answer%%$'\n'*}
   [ "$token" != "$before" ] || return 1
   if [ "$answer" != "$token" ]; then
-    printf '%s\n' "${answer#*$'\n'}"
     log_seen=yes said=$SECONDS
+    printf '%s\n' "${answer#*$'\n'}" 2>/dev/null || unheard
   fi
 }
 
+say_unread() {
+  [ -n "$unread" ] && [ -z "$unread_said" ] || return 0
+  unread_said=yes
+  say "The log can't be read: ${unread%.}."
+}
+
 show_log_link() {
-  local name=${stream:-${stream_of_link:-}} domain=''
-  [ -n "$name" ] || return 0
+  local domain=''
+  [ -n "$stream" ] || return 0
   case "$task" in
     arn:aws:*) domain=console.aws.amazon.com ;;
     arn:aws-cn:*) domain=console.amazonaws.cn ;;
     arn:aws-us-gov:*) domain=console.amazonaws-us-gov.com ;;
   esac
-  say "Log: $log_group, $name"
+  say "Log: $log_group, $stream"
   [ -z "$domain" ] || say "https://$log_region.$domain/cloudwatch/home?region=$log_region#logsV2:log-groups/log-group/$(
-    link_part "$log_group")/log-events/$(link_part "$name")"
+    link_part "$log_group")/log-events/$(link_part "$stream")"
 }
 
 # The console wants each "/" escaped twice, with "$" for the "%".
@@ -334,19 +443,38 @@ conclude() {
 # interrupted SIGNAL: says what goes on without this script, and ends as the signal would have ended it.
 # shellcheck disable=SC2329  # by a trap
 interrupted() {
-  trap - INT TERM HUP
-  if [ -n "$task" ] && [ "$task" != None ]; then
+  trap - INT TERM HUP PIPE
+  if [ -n "$ended" ]; then
+    say "Interrupted: the task has ended."
+    show_log_link
+  elif [ -n "$task" ] && [ "$task" != None ]; then
     say "Interrupted: the task goes on. To stop it, which rolls back what it has not committed:"
     say "  aws ecs stop-task --region $region --cluster $cluster --task ${task##*/}"
     show_log_link
   elif [ -n "$starting" ]; then
-    say "Interrupted while the task was being started. Whether it runs, tells:"
-    say "  aws ecs list-tasks --region $region --cluster $cluster --started-by $starting"
+    say "Interrupted while the task was being started."
+    show_how_to_look
   else
     say "Interrupted: no task was started."
   fi
   rm -rf "$files"
   kill -s "$1" $$
+  # Who has started this script may have it ignore the signal.
+  exit $CLOSED
+}
+
+# Standard output takes no more. That ends the script, as it ends others; but not when only the exit code is missing.
+unheard() {
+  readable=''
+  [ -z "$ended" ] || return 0
+  say "Standard output takes no more."
+  interrupted PIPE
+}
+
+show_how_to_look() {
+  # ECS finds a task by this name only until it has ended.
+  say "Whether it runs, tells this; when it lists none, \`status\` tells where the schema is:"
+  say "  aws ecs list-tasks --region $region --cluster $cluster --started-by $starting"
 }
 
 main "$@"

@@ -25,12 +25,16 @@ def connection_parameters(environment: Mapping[str, str]) -> dict[str, str]:
     source = "DATABASE_URL" if url else "DATABASE_SECRET"
     try:
         given = parse_dsn(url.replace("+psycopg2://", "://", 1)) if url else _from_secret(environment)
-    except (ProgrammingError, TypeError, ValueError):
+    except (ProgrammingError, TypeError, ValueError, RecursionError):
         form = "a postgresql:// URL, %-encoded" if url else "a JSON object, as the secret of an RDS database is"
         raise SettingsError(f"{source} can't be read: it must be {form}.") from None
     required = {"user": "username", "host": "host", "dbname": "dbname"}
     if missing := [field for key, field in required.items() if not given.get(key)]:
         raise SettingsError(f"{source} lacks {' and '.join(missing)}.")
+    for key, value in given.items():
+        # libpq's texts end at NUL, and JSON may hold half a surrogate pair.
+        if "\0" in value or value != value.encode(errors="replace").decode():
+            raise SettingsError(f"The database's {key} can't be sent: it holds NUL or is no Unicode.")
     # Without its value: an unescaped password can end up in the port.
     if not _is_port(given.get("port", "5432")):
         raise SettingsError("The database's port must be a number from 1 to 65535.")
@@ -69,4 +73,5 @@ def _from_secret(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and 0 < int(text) < 65536
+    # Not the digits alone: int() refuses thousands of them with an error of its own.
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536

@@ -23,7 +23,8 @@ import pytest
 from local_aws import application, release
 from local_aws.machine import CLONE, REGION
 from local_aws.postgres import HOST, free_port
-from migration_runner.cli import COMMANDS
+from migration_runner.cli import COMMANDS, EXIT_CODES
+from migration_runner.errors import ExitCode
 from tests.e2e.world import World
 
 pytestmark = pytest.mark.e2e
@@ -118,6 +119,11 @@ def migrate_local(folder: Path, *arguments: str) -> Ended:
 @pytest.fixture(scope="module")
 def planned(dev: Environment, pending: Ended) -> Ended:  # noqa: ARG001
     return run(dev, "dev", REGION, "plan")
+
+
+@pytest.fixture(scope="module")
+def as_json(dev: Environment, pending: Ended) -> Ended:  # noqa: ARG001
+    return run(dev, "dev", REGION, "history", "--output-format", "json")
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +255,11 @@ def test_a_status_with_pending_revisions_ends_with_1_and_names_them(pending: End
 def test_a_plan_is_sql_to_read(planned: Ended) -> None:
     assert planned.exit_code == 0
     assert "ALTER TABLE parent_items RENAME name TO sku" in planned.log
+
+
+def test_a_log_in_json_is_there_for_who_asks_for_it(as_json: Ended) -> None:
+    assert as_json.exit_code == 0
+    assert [json.loads(line)["event"] for line in as_json.log.splitlines()][-1] == "migration.result"
 
 
 def test_a_failing_migration_ends_with_its_code_and_says_why(failed: Ended) -> None:
@@ -473,16 +484,47 @@ def assert_refused(ended: Ended, exit_code: int, sentence: str) -> None:
         (["dev", "west"], "REGION is 'west', but must be a region such as us-west-2."),
         (
             ["dev", REGION, "migrate"],
-            "COMMAND is 'migrate', but must be one of: upgrade, downgrade, stamp, status, plan, check, history.",
+            "COMMAND is 'migrate', but must be one of: upgrade, downgrade, stamp, status, plan, history.",
         ),
         (["dev", REGION, "downgrade"], "downgrade needs a revision: one of `history`, -1 for one step back, or base."),
         (["dev", REGION, "stamp"], "stamp needs a revision: one of `history`, head or base."),
         (["dev", REGION, "upgrade", "a\nb"], "an ARGUMENT holds a line break or another control character."),
+        (["dev", REGION, "downgrade", ""], "an ARGUMENT is empty."),
+        *(
+            (
+                ["dev", REGION, command],
+                f"COMMAND is '{command}', but must be one of: upgrade, downgrade, stamp, status, plan, history.",
+            )
+            for command in ("status plan", "", "-1")
+        ),
+        (["--dev", REGION], "ENVIRONMENT is '--dev', but must be a name such as dev."),
+        (["dev", "-west-2"], "REGION is '-west-2', but must be a region such as us-west-2."),
+        # no beginning, no end, half a surrogate pair, and what would be a whole without the letter between
+        *(
+            (["dev", REGION, "upgrade", os.fsdecode(b"a" + wrong)], f"'a{'?' * len(wrong)}' is not UTF-8.")
+            for wrong in (b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80")
+        ),
+        (["dev", REGION, "upgrade", os.fsdecode(b"\xc3a\xa9")], "'?a?' is not UTF-8."),
+        ([os.fsdecode(b"d\xe9v"), REGION], "'d?v' is not UTF-8."),
     ],
 )
 def test_wrong_arguments_are_refused_before_aws_is_asked(arguments: list[str], sentence: str) -> None:
     ended = run({"PATH": "/usr/bin:/bin"}, *arguments)
     assert (ended.exit_code, ended.log, ended.words) == (64, "", f"error: {sentence}\n")
+
+
+@pytest.mark.parametrize("variable", ["CLUSTER", "SERVICE", "TASK_DEFINITION"])
+@pytest.mark.parametrize(
+    ("value", "sentence"),
+    [
+        ("--debug", "{} is '--debug', but must be a name or an ARN."),
+        ("a b", "{} is 'a b', but must be a name or an ARN."),
+        (os.fsdecode(b"a\xff"), "'a?' is not UTF-8."),
+    ],
+)
+def test_a_variable_that_is_no_name_is_refused_before_aws_is_asked(variable: str, value: str, sentence: str) -> None:
+    ended = run({"PATH": "/usr/bin:/bin", variable: value})
+    assert ended == Ended(64, "", f"error: {sentence.format(variable)}\n")
 
 
 def test_without_a_local_aws_it_is_told_how_to_start_one(tmp_path: Path) -> None:
@@ -497,27 +539,64 @@ def test_without_the_aws_command_it_says_what_to_install(tmp_path: Path) -> None
     assert_refused(run({"PATH": str(tmp_path)}), 69, "there is no aws command: install the AWS CLI,")
 
 
-def test_help_names_every_command_of_the_runner() -> None:
+def test_help_names_every_command_of_the_runner_that_asks_the_database() -> None:
     ended = run({"PATH": "/usr/bin:/bin"}, "--help")
     assert (ended.exit_code, ended.words) == (0, "")
     listed = re.search(r"COMMAND is (.*);", ended.log)
     assert listed
     named = re.findall(r"\w+", listed[1].replace(" (the default)", "").replace(" or ", " "))
-    assert sorted(named) == sorted(command for command, *_ in COMMANDS)
+    assert sorted([*named, "check"]) == sorted(command for command, *_ in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-h"], ["dev", "--help"], ["dev", REGION, "--help"], ["dev", REGION, "-h"]], ids=" ".join
+)
+def test_help_is_shown_wherever_no_command_stands_before_it(arguments: list[str]) -> None:
+    ended = run({"PATH": "/usr/bin:/bin"}, *arguments)
+    assert (ended.exit_code, ended.words) == (0, "")
+    assert ended.log.startswith("usage: ./run_migration_ecs.sh ENVIRONMENT REGION")
+
+
+def test_help_tells_every_exit_code_of_the_runner_in_its_words() -> None:
+    words = run({"PATH": "/usr/bin:/bin"}, "--help").log
+    told, known = exit_codes(words.partition("exit codes:")[2]), exit_codes(EXIT_CODES)
+    assert known.keys() == set(ExitCode)
+    # Of 130 the script says that it means itself.
+    assert {code: told.get(code) for code in known if code != 130} == {c: w for c, w in known.items() if c != 130}
+    assert re.search(r"^ +129, 130 and 143 also when this script itself is interrupted", words, re.MULTILINE)
+    # and no code of its own is one of the runner's
+    [own] = re.findall("readonly (USAGE=.*)", SCRIPT.read_text())
+    assert {int(code) for code in re.findall(r"\d+", own)} == told.keys() - known.keys() - {137, 141}
+
+
+def exit_codes(text: str) -> dict[int, str]:
+    return {int(code): words for code, words in re.findall(r"^ +(\d+)  (.*)", text, re.MULTILINE)}
 
 
 # What the emulator never answers: the first lines are the answers to the script's queries.
 FAKE = """\
 #!/bin/sh
+printf '%s' "$NOISE"
 case "$*" in
-  *describe-services*) printf 'ACTIVE\\t{}\\n' ;;
+  *describe-services*) printf '%b' "$NETWORK" ;;
   *describe-task-definition*) printf 'arn:aws:ecs:us-west-2:0:task-definition/t:7\\nmigration\\tg\\tp\\tus-west-2\\n' ;;
   *run-task*)
+    printf '%s\\n' "$@" >"$ARGUMENTS"
     if test "$RUN_TASK" = refused; then printf '\\naws: [ERROR]: %s\\n' "$REFUSAL" >&2; exit 254; fi
-    printf '%s\\n' "$RUN_TASK"; printf '%s\\n' "$@" >"$ARGUMENTS" ;;
-  *) echo None ;;
+    printf '%s\\n' "$RUN_TASK" ;;
+  *describe-tasks*) printf '%b' "$TASK" ;;
+  *get-log-events*)
+    if test -n "$LOG_REFUSAL"; then printf '\\naws: [ERROR]: %s\\n' "$LOG_REFUSAL" >&2; exit 254; fi
+    printf "$LOG" $$ ;;
 esac
 """
+STARTED = "arn:aws:ecs:us-west-2:0:task/c/0123\tNone\tNone"
+RUNNING = "RUNNING\\nNone\\nNone\\nNone\\nNone\\n"
+STOPPED = "STOPPED\\nEssentialContainerExited\\nEssential container in task exited\\n0\\nNone\\n"
+STOP = "  aws ecs stop-task --region us-west-2 --cluster dev-inventory-cluster --task 0123\n"
+THROTTLED = (
+    "An error occurred (ThrottlingException) when calling the {} operation (reached max retries: 4): Rate exceeded"
+)
 
 
 @pytest.fixture
@@ -525,7 +604,14 @@ def faked(tmp_path: Path) -> Environment:
     """An ``aws`` on PATH that answers what no emulator does."""
     (tmp_path / "aws").write_text(FAKE)
     (tmp_path / "aws").chmod(0o755)
-    return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ARGUMENTS": str(tmp_path / "arguments"), "RUN_TASK": "None"}
+    return {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "ARGUMENTS": str(tmp_path / "arguments"),
+        "NETWORK": "ACTIVE\\t{}\\n",
+        "RUN_TASK": "None",
+        "TASK": "None\\n",
+        "LOG": "None\\n",
+    }
 
 
 def test_a_task_that_ecs_has_no_room_for_is_told_with_its_reason(faked: Environment) -> None:
@@ -548,7 +634,10 @@ def test_an_argument_reaches_the_runner_as_it_was_given(faked: Environment) -> N
     run({**faked, "RUN_TASK": "None\tno\tNone"}, "dev", REGION, *given)
     arguments = Path(faked["ARGUMENTS"]).read_text().splitlines()
     [override] = json.loads(arguments[arguments.index("--overrides") + 1])["containerOverrides"]
-    assert override["command"] == ["python", "-m", "migration_runner", *given]
+    assert override == {
+        "name": "migration",
+        "command": ["python", "-m", "migration_runner", "upgrade", "--output-format", "text", *given[1:]],
+    }
 
 
 def test_a_task_that_is_out_of_sight_is_no_success(faked: Environment, tmp_path: Path) -> None:
@@ -563,3 +652,106 @@ def test_a_task_that_is_out_of_sight_is_no_success(faked: Environment, tmp_path:
     # then nobody knows, and the log may tell
     assert_refused(ended, 75, "ECS has not described task 0123 for 1 seconds: what became of it is unknown.")
     assert ended.link.endswith("/log-group/g/log-events/p$252Fmigration$252F0123")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"RUN_TASK": "refused", "REFUSAL": 'Read timeout on endpoint URL: "https://ecs.us-west-2.amazonaws.com/"'},
+        {"RUN_TASK": "refused", "REFUSAL": "Connection was closed before we received a valid response from endpoint"},
+        {"RUN_TASK": "refused", "REFUSAL": "An error occurred (ServerException) when calling the RunTask operation: x"},
+        {"RUN_TASK": "refused", "REFUSAL": "An error occurred (503) when calling the RunTask operation: x"},
+        {"RUN_TASK": "refused", "REFUSAL": ""},
+        {"RUN_TASK": ""},
+        {"RUN_TASK": "Warning: a proxy stands between"},
+    ],
+    ids=["timeout", "closed", "failed", "overloaded", "no reason", "nothing", "something else"],
+)
+def test_a_start_that_aws_has_not_answered_is_unknown_and_it_is_shown_how_to_find_the_task(
+    faked: Environment, answer: Environment
+) -> None:
+    ended = run({**faked, **answer})
+    assert_refused(ended, 75, "AWS was asked to start the task, but has not answered; what became of the task is unkn")
+    arguments = Path(faked["ARGUMENTS"]).read_text().splitlines()
+    name = arguments[arguments.index("--started-by") + 1]
+    command = f"  aws ecs list-tasks --region us-west-2 --cluster dev-inventory-cluster --started-by {name}\n"
+    assert command in ended.words
+
+
+def test_a_start_that_aws_has_refused_is_not_unknown(faked: Environment) -> None:
+    ended = run({**faked, "RUN_TASK": "refused", "REFUSAL": THROTTLED.format("RunTask")})
+    assert_refused(ended, 69, "`aws ecs run-task` failed: ThrottlingException: Rate exceeded.")
+    assert "list-tasks" not in ended.words
+
+
+@pytest.mark.parametrize("default", [True, False], ids=["default", "ignored"])
+def test_a_log_that_nobody_reads_any_more_ends_the_script_with_words(faked: Environment, default: bool) -> None:
+    # given a task that goes on and has always more to say
+    environment = {**faked, "RUN_TASK": STARTED, "TASK": RUNNING, "LOG": "f/%s\\nline\\n"}
+    # when its reader goes after the first line, as head -1 does; Python ignores the signal, and may hand that on
+    pipe = subprocess.PIPE
+    started = subprocess.Popen(
+        [SCRIPT, "dev", REGION], env=environment, stdout=pipe, stderr=pipe, text=True, restore_signals=default
+    )
+    assert started.stdout
+    assert started.stdout.readline() == "line\n"
+    started.stdout.close()
+    ended = end(started)
+    # then a shell sees 141, and the words say what goes on
+    assert ended.exit_code == (-signal.SIGPIPE if default else 141)
+    assert "Standard output takes no more.\nInterrupted: the task goes on." in ended.words
+    assert STOP in ended.words
+    assert ended.link
+    assert "write error" not in ended.words
+
+
+def test_a_task_that_has_ended_keeps_its_exit_code_though_nobody_reads_its_log(faked: Environment) -> None:
+    started = start({**faked, "RUN_TASK": STARTED, "TASK": STOPPED, "LOG": "f/%s\\nline\\n"}, "dev", REGION)
+    assert started.stdout
+    started.stdout.close()
+    ended = end(started)
+    assert ended.exit_code == 0
+    assert ended.words.endswith("python -m migration_runner upgrade: exit code 0.\n")
+
+
+def test_a_log_that_can_not_be_read_to_the_end_is_said_once_with_its_reason(faked: Environment) -> None:
+    refusal = THROTTLED.format("GetLogEvents")
+    ended = run({**faked, "RUN_TASK": STARTED, "TASK": STOPPED, "LOG_REFUSAL": refusal})
+    assert ended.words.count("The log can't be read: ThrottlingException: Rate exceeded.\n") == 1
+    assert (ended.exit_code, ended.log) == (0, "")
+
+
+def test_a_log_that_can_not_be_read_is_said_while_the_task_runs(faked: Environment, tmp_path: Path) -> None:
+    # given a script with a second of silence instead of ten
+    text = SCRIPT.read_text()
+    assert text.count("SILENCE=10") == 1
+    impatient = tmp_path / SCRIPT.name
+    impatient.write_text(text.replace("SILENCE=10", "SILENCE=1"))
+    impatient.chmod(0o755)
+    refusal = THROTTLED.format("GetLogEvents")
+    # when the log of a task that goes on is refused
+    environment = {**faked, "RUN_TASK": STARTED, "TASK": RUNNING, "LOG_REFUSAL": refusal}
+    started = start(environment, "dev", REGION, script=impatient)
+    assert started.stderr
+    words = ""
+    while words.count("is still RUNNING") < 3:
+        line = started.stderr.readline()
+        assert line, words
+        words += line
+    os.killpg(started.pid, signal.SIGINT)
+    # then that was said once
+    assert (words + end(started).words).count("The log can't be read: ThrottlingException: Rate exceeded.\n") == 1
+
+
+def test_what_stands_before_an_answer_is_not_taken_for_it(faked: Environment) -> None:
+    noise = "InsecureRequestWarning: a proxy\n\twarns\n"
+    environment = {**faked, "NOISE": noise, "RUN_TASK": STARTED, "TASK": STOPPED, "LOG": "f/1\\nfirst\\nsecond\\n%.0s"}
+    ended = run(environment)
+    assert (ended.exit_code, ended.log) == (0, "first\nsecond\n")
+    assert "p$252Fmigration$252F0123" in ended.link
+
+
+@pytest.mark.parametrize("noise", ["", "InsecureRequestWarning: a proxy\n"], ids=["nothing", "a warning"])
+def test_no_answer_is_no_missing_service(faked: Environment, noise: str) -> None:
+    sentence = f"`aws ecs describe-services` failed: the answer can't be understood: '{noise.strip()}'."
+    assert_refused(run({**faked, "NETWORK": "", "NOISE": noise}), 69, sentence)

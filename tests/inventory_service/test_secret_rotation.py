@@ -12,17 +12,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import psycopg2
 import pytest
 from psycopg2 import sql
 
-from inventory_service.database import READ_AGAIN_SECONDS, Connector
+from inventory_service.database import AWS_SECONDS, READ_AGAIN_SECONDS, READING_SECONDS, Connector
 from inventory_service.settings import SettingsError, secret_arn
 from local_aws.machine import CLONE, REGION, LocalAws
+from local_aws.postgres import HOST
 from tests.conftest import Database
 from tests.inventory_service.conftest import Serve, Service
 
@@ -256,6 +258,168 @@ def test_a_secret_that_can_not_be_read_is_said_and_the_refusal_stays(
         "The database refused the credentials, and the secret gives no others: ResourceNotFoundException."
     ]
     assert "canary" not in caplog.text
+
+
+class Endpoint(ThreadingHTTPServer):
+    """In the place of Secrets Manager, or of the task's credentials: it answers what AWS never does."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__((HOST, 0), Answer)
+        self.status, self.body, self.pause, self.asked = 200, b"", 0.0, 0
+
+    def gives(self, secret: str) -> None:
+        """From now on the answer is a secret."""
+        self.status, self.body, self.pause = 200, json.dumps({"ARN": "a", "SecretString": secret}).encode(), 0.0
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.server_port}"
+
+
+class Answer(BaseHTTPRequestHandler):
+    """One answer of an Endpoint, byte by byte when it has a pause."""
+
+    server: Endpoint
+
+    def do_POST(self) -> None:
+        self.server.asked += 1
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body, pause = self.server.body, self.server.pause
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        with suppress(OSError):
+            for start in range(0, len(body), 1 if pause else len(body)):
+                time.sleep(pause)
+                self.wfile.write(body[start:][: 1 if pause else None])
+
+    do_GET = do_POST  # noqa: N815 - as the base class has it
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with Endpoint() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def outdated(secret: Secret, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> Connector:
+    """What a service connects with whose secret the database refuses, and that reads it from the endpoint."""
+    environment = secret.environment | {"AWS_ENDPOINT_URL": endpoint.url}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return Connector(environment | {"DATABASE_SECRET": changed(secret, password="canary")})
+
+
+def changed(secret: Secret, **fields: object) -> str:
+    return json.dumps(json.loads(secret.value) | fields)
+
+
+def until_it_connects(connect: Connector) -> None:
+    deadline = time.monotonic() + READ_AGAIN_SECONDS + 1
+    while True:
+        try:
+            connect().close()
+        except psycopg2.OperationalError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        else:
+            return
+
+
+Spoil = Callable[[Endpoint, Secret], None]
+SPOILT: dict[str, Spoil] = {
+    "NUL": lambda endpoint, secret: endpoint.gives(changed(secret, password="canary\0")),
+    "half a surrogate pair": lambda endpoint, secret: endpoint.gives(changed(secret, password="canary\ud800")),
+    "nested deeply": lambda endpoint, _: endpoint.gives("[" * 100_000),
+    "a long port": lambda endpoint, secret: endpoint.gives(changed(secret, port="1" * 5000)),
+    "no such keys": lambda endpoint, _: endpoint.gives('{"canary": 1}'),
+    "another host": lambda endpoint, secret: endpoint.gives(changed(secret, port=1)),
+    "no secret": lambda endpoint, _: vars(endpoint).update(body=b"{}"),
+    "no JSON": lambda endpoint, _: vars(endpoint).update(body=b"<html>canary"),
+    "no Unicode": lambda endpoint, _: vars(endpoint).update(status=400, body=b"\xff\xfecanary"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_a_secret_that_is_of_no_use_is_a_refusal_and_is_read_again_until_it_is_mended(
+    secret: Secret, endpoint: Endpoint, outdated: Connector, spoil: Spoil, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(endpoint, secret)
+    for _ in range(2):
+        with pytest.raises(psycopg2.OperationalError):
+            outdated()
+    assert endpoint.asked == 1
+    endpoint.gives(secret.value)
+    until_it_connects(outdated)
+    assert "canary" not in caplog.text
+
+
+def test_a_service_whose_secret_is_of_no_use_answers_503_and_goes_on_when_it_is_mended(
+    serve: Serve, secret: Secret, endpoint: Endpoint
+) -> None:
+    environment = secret.environment | {"AWS_ENDPOINT_URL": endpoint.url}
+    service = serve(environment | {"DATABASE_SECRET": changed(secret, password="canary")})
+    endpoint.gives(changed(secret, password="canary\0"))
+    refused = service.client.get("/parents")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    endpoint.gives(secret.value)
+    time.sleep(READ_AGAIN_SECONDS)
+    assert service.client.get("/parents").status_code == 200
+    assert "canary" not in told(service, secret)
+
+
+def dripping(endpoint: Endpoint, _: pytest.MonkeyPatch) -> None:
+    endpoint.body, endpoint.pause = b" " * 60, AWS_SECONDS / 2
+
+
+def without_credentials(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if ECS did not answer the task: each of botocore's attempts waits."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{endpoint.url}/credentials")
+    dripping(endpoint, monkeypatch)
+
+
+@pytest.mark.parametrize("hang", [dripping, without_credentials])
+def test_nobody_waits_for_a_secret_for_longer_than_five_seconds(
+    secret: Secret,
+    endpoint: Endpoint,
+    outdated: Connector,
+    hang: Callable[[Endpoint, pytest.MonkeyPatch], None],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given an AWS that never comes to an end
+    hang(endpoint, monkeypatch)
+
+    # when many ask at once
+    def ask(_: int) -> float:
+        began = time.monotonic()
+        with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+            outdated()
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(16) as pool:
+        waited = list(pool.map(ask, range(16)))
+    # then all were refused in time, for one reading
+    assert max(waited) < READING_SECONDS + 1
+    assert caplog.messages == [
+        "The database refused the credentials, and the secret gives no others: AWS has not answered within 5 seconds."
+    ]
+    # and it goes on when AWS answers again
+    for name, value in secret.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.url)
+    endpoint.gives(secret.value)
+    until_it_connects(outdated)
 
 
 @pytest.mark.parametrize("arn", ["inventory", "arn:aws:s3:::bucket", f"arn:aws:secretsmanager:{REGION}:x:secret:y"])

@@ -59,10 +59,18 @@ def test_a_url_may_say_more_to_libpq() -> None:
                 {"DATABASE_SECRET": value},
                 "DATABASE_SECRET can't be read: it must be a JSON object, as the secret of an RDS database is.",
             )
-            for value in ("canary", '"canary"', "7", "null", "[7]", secret()[:-1])
+            for value in ("canary", '"canary"', "7", "null", "[7]", secret()[:-1], "[" * 100_000)
         ),
         ({"DATABASE_SECRET": '{"password": "canary"}'}, "DATABASE_SECRET lacks username and host and dbname."),
         ({"DATABASE_SECRET": secret(port="canary")}, "The database's port must be a number from 1 to 65535."),
+        ({"DATABASE_SECRET": secret(port="1" * 5000)}, "The database's port must be a number from 1 to 65535."),
+        *(
+            (
+                {"DATABASE_SECRET": secret(password=value)},
+                "The database's password can't be sent: it holds NUL or is no Unicode.",
+            )
+            for value in ("canary\0", "canary\ud800")
+        ),
         ({"DATABASE_SECRET": secret(), "DATABASE_PORT": "0"}, "The database's port must be a number from 1 to 65535."),
         ({"DATABASE_URL": "host=db password=canary"}, "DATABASE_URL lacks username and dbname."),
         ({"DATABASE_URL": "postgresql://app:canary@db"}, "DATABASE_URL lacks dbname."),
