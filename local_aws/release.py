@@ -166,7 +166,7 @@ def add_sleeping_migration(app: Path) -> None:
 def migrate_with_missing_image(app: Path) -> None:
     """Take the migration's image, and no other, from where there is none."""
     missing = 'image=ecs.ContainerImage.from_registry("registry.example/inventory:gone"),'
-    _replace(app / "stacks" / "service_stack.py", "image=image,\n            migrations=", f"{missing}migrations=")
+    _replace(app / "stacks" / "service_stack.py", "image=self._image,\n            migrations=", f"{missing}migrations=")
 
 
 def migrate_with_missing_command(app: Path) -> None:
@@ -210,7 +210,7 @@ def add_column(app: Path) -> None:
 
 def proceed_when_database_is_ahead(app: Path) -> None:
     """Let a release pass that is older than the schema."""
-    argument = "on_rollback=stage.on_rollback,"
+    argument = "on_rollback=self._stage.on_rollback,"
     _replace(app / "stacks" / "service_stack.py", argument, f'{argument} on_database_ahead="proceed",')
 
 
