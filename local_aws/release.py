@@ -166,7 +166,8 @@ def add_sleeping_migration(app: Path) -> None:
 def migrate_with_missing_image(app: Path) -> None:
     """Take the migration's image, and no other, from where there is none."""
     missing = 'image=ecs.ContainerImage.from_registry("registry.example/inventory:gone"),'
-    _replace(app / "stacks" / "service_stack.py", "image=self._image,\n            migrations=", f"{missing}migrations=")
+    of_migration = "image=self._image,\n            migrations="
+    _replace(app / "stacks" / "service_stack.py", of_migration, f"{missing}migrations=")
 
 
 def migrate_with_missing_command(app: Path) -> None:
