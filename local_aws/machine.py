@@ -143,15 +143,25 @@ class LocalAws:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
 
-    def deploy(self, stack: str, *, app: Path = CLONE, tell: Callable[[str], None] | None = None) -> int:
-        """Run ``cdk deploy``, after ``cdk bootstrap`` unless that is done; the exit code."""
+    def deploy(
+        self, stack: str, *, stage: str = "dev", app: Path = CLONE, tell: Callable[[str], None] | None = None
+    ) -> int:
+        """Run ``cdk deploy``, after ``cdk bootstrap`` unless that is done; the exit code.
+
+        Args:
+            stack: the one to deploy, and what it needs.
+            stage: of that stack; the others are not synthesized, which would take a second.
+            app: the folder with cdk.json.
+            tell: is called with each line of output; by default the CLI writes to the terminal itself.
+        """
         if self.stack_status("CDKToolkit") not in ("CREATE_COMPLETE", "UPDATE_COMPLETE"):
             # In a folder without cdk.json, where the CLI has no app to run first.
             code = self.cdk("bootstrap", f"aws://{ACCOUNT}/{REGION}", app=self.root, tell=tell)
             if code:
                 return code
         out = f"--output={self.root / 'cdk.out'}"
-        return self.cdk("deploy", stack, "--require-approval=never", "--progress=events", out, app=app, tell=tell)
+        options = ["--require-approval=never", "--progress=events", f"--context=stage={stage}", out]
+        return self.cdk("deploy", stack, *options, app=app, tell=tell)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -171,6 +181,8 @@ class LocalAws:
             "CDK_DISABLE_CLI_TELEMETRY": "true",
             "CDK_VALIDATION": "false",  # costs seconds in each process; `make synth` has it on
             JSII_CACHE: os.environ.get(JSII_CACHE, str(CLONE / ".local" / "jsii")),
+            # Half of the CDK CLI's start is the compilation of its code.
+            "NODE_COMPILE_CACHE": str(CLONE / ".local" / "node"),
             "JSII_NODE": str(Path(sys.executable).parent / "node"),
             "JSII_SILENCE_WARNING_UNTESTED_NODE_VERSION": "true",
             images.STORE: str(self.root / "images"),

@@ -16,7 +16,7 @@ def test_production_is_deployed_as_dev_is_with_its_own_tasks(tmp_path: Path) -> 
     said = list[str]()
     try:
         aws.start()
-        assert aws.deploy("ProdStack", tell=said.append) == 0, "\n".join(said)
+        assert aws.deploy("ProdStack", stage="prod", tell=said.append) == 0, "\n".join(said)
         assert aws.stack_status("ProdDataStack") == "CREATE_COMPLETE"
         assert len(aws.containers("inventory-service")) == 3
         families = aws.client("ecs").list_task_definition_families()["families"]
