@@ -14,7 +14,7 @@ TEMPLATE ?= .local/deployed/DevStack.template.json
 
 $(shell mkdir -p .local/tmp)
 
-.PHONY: help setup deploy-local migrate-local tour destroy-local test tests bench kills lint types versions scan security-table audit sbom synth diff snapshots reference wheel lock clean
+.PHONY: help setup deploy-local migrate-local tour destroy-local test tests slow bench kills lint types versions scan security-table audit sbom synth diff snapshots reference wheel lock clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,12 +47,13 @@ destroy-local: ## end every local process and remove every file that deploy-loca
 	@if test -x .venv/bin/python; then .venv/bin/python -m local_aws destroy && rm -rf .local; \
 	elif test -d .local/aws; then echo 'error: .venv is gone, which ends the processes: run `make setup` first.' >&2; exit 1; fi
 
-test: lint synth ## lint, types, synth and every test: what CI runs first
-	@# The tests mostly wait, so the types are checked beside them.
-	@$(MAKE) --no-print-directory -j 2 types tests
+test: lint synth tests ## lint, synth and the tests: what a clean clone passes in less than ten minutes
 
 tests: $(READY) ## pytest alone
-	.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
+	.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
+
+slow: $(READY) ## the tests of `make tour` and of a whole Prod, which CI runs beside the others
+	.venv/bin/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: $(READY) ## time the runner next to its peers: ten to twenty minutes
 	@.venv/bin/python -m benchmarks

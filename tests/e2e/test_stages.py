@@ -8,7 +8,7 @@ import pytest
 
 from local_aws.machine import LocalAws
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 def test_production_is_deployed_as_dev_is_with_its_own_tasks(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from local_aws.machine import CLONE
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
