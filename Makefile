@@ -14,7 +14,7 @@ TEMPLATE ?= .local/deployed/DevStack.template.json
 
 $(shell mkdir -p .local/tmp)
 
-.PHONY: help setup deploy-local migrate-local tour destroy-local test tests slow bench kills lint types versions scan security-table audit sbom synth diff snapshots reference wheel lock clean
+.PHONY: help setup deploy-local migrate-local tour destroy-local test tests slow bench bench-rename kills lint types versions scan security-table audit sbom synth diff snapshots reference wheel lock clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ slow: $(READY) ## the tests of `make tour` and of a whole Prod, which CI runs be
 bench: $(READY) ## time the runner next to its peers: ten to twenty minutes
 	@.venv/bin/python -m benchmarks
 
+bench-rename: $(READY) ## what a rename costs two releases, in three ways; ROWS=300000 for three minutes instead of twenty
+	@.venv/bin/python -m benchmarks.rename $(if $(ROWS),--rows $(ROWS))
+
 kills: $(READY) ## interrupt 500 migrations at random moments: about fifteen minutes
 	KILLS=500 .venv/bin/python -m pytest -s tests/migration_runner/test_kills.py
 
@@ -66,7 +69,7 @@ lint: $(READY) ## ruff, zizmor, shellcheck, and what is unsafe in the migrations
 	.venv/bin/ruff format --check
 	.venv/bin/zizmor --offline --quiet --min-severity medium .github
 	.venv/bin/shellcheck run_migration_ecs.sh
-	.venv/bin/python -m migration_runner check
+	.venv/bin/python -m migration_runner check --contract-follows
 
 types: $(READY) ## mypy, strict
 	.venv/bin/mypy

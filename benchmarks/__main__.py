@@ -15,19 +15,15 @@ Peers are installed below .local/bench, which git ignores.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import re
 import signal
 import sys
 from collections.abc import Iterable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.peers import INSTALLED, NotInstalledError, Tool
-from benchmarks.tables import SCENARIOS, TOOLS, Scenario, tell
+from benchmarks.tables import SCENARIOS, TOOLS, Scenario, machine, tell
 from local_aws.postgres import Postgres, PostgresError
 
 
@@ -61,7 +57,7 @@ def _print_tables(scenarios: Iterable[Scenario], runs: int) -> int:
         postgres = Postgres(Path(folder) / "postgres", force_tls=True)
         try:
             postgres.start(with_parent=True)
-            print(_machine(postgres), ", ".join(dict.fromkeys(installed.values())), sep="\n", flush=True)
+            print(machine(postgres), ", ".join(dict.fromkeys(installed.values())), sep="\n", flush=True)
             for number, scenario in enumerate(scenarios):
                 tools = [tool for tool in scenario.tools if tool in installed]
                 table = scenario.table(tools, runs, Path(folder) / str(number), postgres)
@@ -84,22 +80,6 @@ def _install(wanted: set[Tool]) -> tuple[dict[Tool, str], dict[Tool, str]]:
             except NotInstalledError as error:
                 missing[tool] = str(error)
     return installed, missing
-
-
-def _machine(postgres: Postgres) -> str:
-    with closing(postgres.connect()) as connection:
-        major, minor = divmod(connection.server_version, 10000)
-    return (
-        f"{os.cpu_count()} cores, {_processor()}, load {os.getloadavg()[0]:.1f}; "
-        f"PostgreSQL {major}.{minor}, Python {platform.python_version()}"
-    )
-
-
-def _processor() -> str:
-    # platform.processor() says no more than x86_64 on Linux, or nothing.
-    facts = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.+)", facts.read_text()) if facts.exists() else None
-    return named[1] if named else platform.processor()
 
 
 def _parser() -> argparse.ArgumentParser:

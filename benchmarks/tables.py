@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
@@ -141,6 +145,23 @@ class Scenario:
 def tell(line: str) -> None:
     """Progress, for who waits."""
     print(line, file=sys.stderr, flush=True)
+
+
+def machine(postgres: Postgres) -> str:
+    """Where it was measured."""
+    with closing(postgres.connect()) as connection:
+        major, minor = divmod(connection.server_version, 10000)
+    return (
+        f"{os.cpu_count()} cores, {_processor()}, load {os.getloadavg()[0]:.1f}; "
+        f"PostgreSQL {major}.{minor}, Python {platform.python_version()}"
+    )
+
+
+def _processor() -> str:
+    # platform.processor() says no more than x86_64 on Linux, or nothing.
+    facts = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", facts.read_text()) if facts.exists() else None
+    return named[1] if named else platform.processor()
 
 
 def _nothing(_: Project, __: Sequence[Revision]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
-from migration_runner.revisions import head, read_revisions
+from migration_runner.revisions import expand_target, fingerprint, head, read_revisions
 
 MAX_LINE = 100
 
@@ -26,16 +24,31 @@ class AlembicMigrations:
 
     @property
     def target(self) -> str:
-        """The revision that a deployment migrates to: the head."""
+        """The revision that a deployment migrates to: the head, contract revisions included."""
         return head(self._revisions)
+
+    @property
+    def targets(self) -> list[str]:
+        """Where a deployment may leave the schema, the oldest first: the contract revisions at the end may fail."""
+        by_id = {one.revision: one for one in self._revisions}
+        chain = [self.target]
+        while chain[0] != expand_target(self._revisions):
+            chain.insert(0, by_id[chain[0]].down_revisions[0])
+        return chain
 
     @property
     def descriptions(self) -> list[str]:
         """The revisions for a person, newest first, such as ``49871d03964c rename name to sku``.
 
-        Each is ASCII, and at most 100 characters long: a message may be as long as it likes, a template may not.
+        Without contract revisions. Each is ASCII, and at most 100 characters long: a message may be as long as it
+        likes, a template may not.
         """
-        return [_ascii_line(f"{one.revision} {one.message}") for one in self._revisions]
+        return self._described("expand")
+
+    @property
+    def contract_descriptions(self) -> list[str]:
+        """The contract revisions, as ``descriptions`` are."""
+        return self._described("contract")
 
     @property
     def fingerprint(self) -> str:
@@ -43,10 +56,10 @@ class AlembicMigrations:
 
         A revision runs once, so what only surrounds the revisions can't change what a database has been through.
         """
-        facts = [
-            [one.revision, sorted(one.down_revisions), sorted(one.depends_on), one.checksum] for one in self._revisions
-        ]
-        return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
+        return fingerprint(self._revisions)
+
+    def _described(self, phase: str) -> list[str]:
+        return [_ascii_line(f"{one.revision} {one.message}") for one in self._revisions if one.phase == phase]
 
 
 def _ascii_line(text: str) -> str:

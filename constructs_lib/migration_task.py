@@ -19,9 +19,10 @@ from aws_cdk import aws_kms as kms
 from aws_cdk import aws_logs as logs
 from aws_cdk import aws_secretsmanager as secretsmanager
 from aws_cdk import aws_sns as sns
-from constructs import Construct, IConstruct
+from constructs import Construct, IConstruct, IValidation
 
 from constructs_lib.alembic_migrations import AlembicMigrations
+from constructs_lib.migration_contract import MigrationContract, scope_for, services_of
 from constructs_lib.migration_trigger import MigrationTrigger
 from constructs_lib.ordering import FollowNeeds, HoldBack, main_resource, outermost_stack, runs_code
 
@@ -42,8 +43,14 @@ OWN_VARIABLES = {
     "MIGRATION_TARGET": "migrations or version",
     "MIGRATION_TIMEOUT": "timeout",
 }
-# Another tool may need these: the runner refuses a URL beside the secret, and looks after the services' role.
-RUNNERS_VARIABLES = {"DATABASE_URL": "database_secret", "SERVICE_SECRET": "service_secret"}
+CONTRACT_FOLLOWS = "MIGRATION_CONTRACT_FOLLOWS"
+# Another tool may need these: the runner refuses a URL beside the secret, looks after the services' role, and leaves
+# older names to the contract.
+RUNNERS_VARIABLES = {
+    "DATABASE_URL": "database_secret",
+    "SERVICE_SECRET": "service_secret",
+    CONTRACT_FOLLOWS: "contract_after",
+}
 
 
 class OnRollback(Enum):
@@ -176,6 +183,9 @@ class MigrationTask(Construct):
         environment = environment or {}
         fields = dict(database_secret_fields or {})
         default_command = bool(migrations) and not command
+        self._migrations = migrations if default_command else None
+        self._contract: MigrationContract | None = None
+        self._cluster = cluster
         _refuse_tool(migrations=migrations, command=command, version=version)
         _refuse_two_log_groups(log_group=log_group, log_group_name=log_group_name)
         _refuse_variables(environment=environment, fields=fields, alembic=bool(migrations))
@@ -227,8 +237,8 @@ class MigrationTask(Construct):
         groups = list(security_groups or [ec2.SecurityGroup(self, "SecurityGroup", vpc=cluster.vpc)])
         self._connections = ec2.Connections(security_groups=groups)
         subnets = _selected(cluster.vpc, vpc_subnets or ec2.SubnetSelection())
-        service_timeout = timeout.plus(ANSWER_MARGIN)
-        trigger = MigrationTrigger(
+        service_timeout = self._service_timeout = timeout.plus(ANSWER_MARGIN)
+        trigger = self._trigger = MigrationTrigger(
             self,
             "Trigger",
             cluster=cluster,
@@ -241,6 +251,31 @@ class MigrationTask(Construct):
         )
         if failure_topic is not None:
             failure_topic.grant_publish(trigger.function)
+        targets = migrations.targets if migrations else [target]
+        self._properties = {
+            "Revisions": _window(migrations.descriptions if migrations else [target]),
+            "Fingerprint": _fingerprint(
+                facts=[migrations.fingerprint if migrations else version, command, force],
+                secrets=[secret for secret in (database_secret, service_secret) if secret is not None],
+                database=database,
+            ),
+            "Target": target,
+            **({"Targets": targets} if len(targets) > 1 else {}),
+            "Cluster": cluster.cluster_arn,
+            "TaskDefinition": self.task_definition.task_definition_arn,
+            "Container": CONTAINER,
+            "Subnets": subnets.subnet_ids,
+            "SecurityGroups": [group.security_group_id for group in groups],
+            "AssignPublicIp": "ENABLED" if subnets.has_public else "DISABLED",
+            "LogGroup": self.log_group.log_group_name,
+            "LogStreamPrefix": LOG_STREAM_PREFIX,
+            "MemoryLimitMiB": memory_limit_mib,
+            "Timeout": timeout.to_seconds(),
+            "RecordParameter": trigger.record.parameter_name,
+            "OnRollback": on_rollback.value,
+            "OnDatabaseAhead": on_database_ahead,
+            **({"FailureTopic": failure_topic.topic_arn} if failure_topic is not None else {}),
+        }
         # 14: the migration itself, as CloudFormation sees it.
         self._resource = CustomResource(
             self,
@@ -248,30 +283,9 @@ class MigrationTask(Construct):
             resource_type="Custom::DatabaseMigration",
             service_token=trigger.function.function_arn,
             service_timeout=service_timeout,
-            properties={
-                "Revisions": _window(migrations.descriptions if migrations else [target]),
-                "Fingerprint": _fingerprint(
-                    facts=[migrations.fingerprint if migrations else version, command, force],
-                    secrets=[secret for secret in (database_secret, service_secret) if secret is not None],
-                    database=database,
-                ),
-                "Target": target,
-                "Cluster": cluster.cluster_arn,
-                "TaskDefinition": self.task_definition.task_definition_arn,
-                "Container": CONTAINER,
-                "Subnets": subnets.subnet_ids,
-                "SecurityGroups": [group.security_group_id for group in groups],
-                "AssignPublicIp": "ENABLED" if subnets.has_public else "DISABLED",
-                "LogGroup": self.log_group.log_group_name,
-                "LogStreamPrefix": LOG_STREAM_PREFIX,
-                "MemoryLimitMiB": memory_limit_mib,
-                "Timeout": timeout.to_seconds(),
-                "RecordParameter": trigger.record.parameter_name,
-                "OnRollback": on_rollback.value,
-                "OnDatabaseAhead": on_database_ahead,
-                **({"FailureTopic": failure_topic.topic_arn} if failure_topic is not None else {}),
-            },
+            properties=self._properties,
         )
+        self.node.add_validation(cast(IValidation, _ContractIsCalled(self)))
         self._held: list[IConstruct] = []
         self._wait_for_needs(
             trigger=trigger,
@@ -311,6 +325,17 @@ class MigrationTask(Construct):
         """How long the migration took, in seconds; "-" when no task was started."""
         return self._resource.get_att_string("Duration")
 
+    @property
+    def contract_status(self) -> str:
+        """What the last deployment has left of the contract: ``closed``, or ``open``; "-" when unknown.
+
+        Raises:
+            ValueError: ``contract_after`` has not been called.
+        """
+        if self._contract is None:
+            raise ValueError("there is no contract_status without a contract: call contract_after first.")
+        return self._contract.resource.get_att_string("Contract")
+
     def metric_failures(self, period: Duration | None = None) -> cloudwatch.Metric:
         """How many deployments a migration has failed, and how many rollbacks have kept what they should have undone.
 
@@ -326,6 +351,14 @@ class MigrationTask(Construct):
             period: in which; five minutes by default.
         """
         return self._metric("Duration", "Maximum", period)
+
+    def metric_open_contracts(self, period: Duration | None = None) -> cloudwatch.Metric:
+        """Whether deployments have left the contract open: 1, or 0 for one that is closed.
+
+        Args:
+            period: of which the highest counts; five minutes by default.
+        """
+        return self._metric("OpenContracts", "Maximum", period)
 
     def _metric(self, name: str, statistic: str, period: Duration | None) -> cloudwatch.Metric:
         resource = cast(CfnResource, self._resource.node.default_child)
@@ -379,6 +412,57 @@ class MigrationTask(Construct):
         for scope in scopes:
             self._refuse_own(scope)
             self._resource.node.add_dependency(scope)
+
+    def contract_after(self, *services: Construct, required: bool = False, scope: Construct | None = None) -> None:
+        """Rename without a failed request: older names go on working until no task of an older release is left.
+
+        With it, a revision of renames alone gives a column or a table both names, and the revisions at the end of the
+        chain that are marked ``phase = "contract"`` wait. A second custom resource, the last in its stack, waits until
+        each service has finished its deployment and its older tasks have stopped, and then takes the older names away
+        and applies these revisions. When that can't be done, both names go on working, the deployment succeeds, the
+        metrics and the topic tell, and the next deployment does it. A rollback opens the names again.
+
+        Args:
+            services: all ECS services that use the database, or constructs that hold them, with the rolling or the
+                blue/green deployments of ECS itself.
+            required: whether a contract that stays open fails the deployment; false by default.
+            scope: where the contract's resource is made, as ``NAMEContract`` with the migration's NAME. Default:
+                beside the migration, or in the stack of the services. Needed for services in several stacks, in the
+                one that is deployed last.
+
+        Raises:
+            ValueError: it has been called before, there is no service, a construct holds none or one that CodeDeploy
+                or another controller deploys, services stand in several stacks and no scope is given, or the
+                migration is not that of Alembic with the default ``command``.
+        """
+        _refuse_contract(migrations=self._migrations, made=self._contract is not None, required=required)
+        found = services_of(services)
+        resource = cast(CfnResource, self._resource.node.default_child)
+        self._contract = MigrationContract(
+            scope or scope_for(found, self),
+            f"{self.node.id}Contract",
+            function=self._trigger.function,
+            migration=self._resource,
+            properties={
+                **self._properties,
+                "Revisions": _window(self._migrations.contract_descriptions if self._migrations else []),
+                "OnDatabaseAhead": "fail",
+                "Migration": {"StackId": Stack.of(self).stack_id, "LogicalId": resource.logical_id},
+            },
+            cluster=self._cluster,
+            family=self.task_definition.family,
+            services=found,
+            required=required,
+            service_timeout=self._service_timeout,
+        )
+        container = cast(ecs.ContainerDefinition, self.task_definition.find_container(CONTAINER))
+        container.add_environment(CONTRACT_FOLLOWS, "true")
+
+    def _unapplied(self) -> list[str]:
+        """The contract revisions at the end of the chain, when nothing applies them."""
+        if self._migrations is None or self._contract is not None:
+            return []
+        return self._migrations.contract_descriptions[: len(self._migrations.targets) - 1]
 
     def _make_task_definition(
         self,
@@ -503,6 +587,24 @@ class MigrationTask(Construct):
             raise ValueError(f"the migration is part of {scope.node.path!r}: name the resources in it instead.")
 
 
+@jsii.implements(IValidation)
+class _ContractIsCalled:
+    """At synth: a release with contract revisions says when they may be applied."""
+
+    def __init__(self, migration: MigrationTask) -> None:
+        self._migration = migration
+
+    def validate(self) -> list[str]:
+        """The error, if it is one."""
+        unapplied = self._migration._unapplied()
+        if not unapplied:
+            return []
+        return [
+            f"migrations ends with contract revisions, {', '.join(unapplied)}, which nothing would apply: call "
+            "contract_after with the services that use the database."
+        ]
+
+
 def _selected(vpc: ec2.IVpc, wanted: ec2.SubnetSelection) -> ec2.SelectedSubnets:
     selected = vpc.select_subnets(
         availability_zones=wanted.availability_zones,
@@ -618,6 +720,16 @@ def _refuse_service_secret(
         raise ValueError(
             "service_secret is database_secret, but must be another one: who owns the schema can change it."
         )
+
+
+def _refuse_contract(*, migrations: AlembicMigrations | None, made: bool, required: bool) -> None:
+    if migrations is None:
+        raise ValueError("contract_after runs `python -m migration_runner contract`: give migrations, and no command.")
+    if made:
+        raise ValueError("contract_after has been called before: name all services in one call.")
+    if not isinstance(required, bool):
+        sentence = f"required is {required!r}, but must be True or False."
+        raise ValueError(sentence)  # noqa: TRY004  # as for all that is refused at synth
 
 
 def _refuse_topic(failure_topic: sns.ITopic | None) -> None:

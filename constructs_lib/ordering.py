@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import jsii
 from aws_cdk import CfnResource, CustomResource, IAspect, Reference, Stack, Tokenization
@@ -146,6 +147,82 @@ class FollowNeeds:
         ]
         told = _referred_to(self._database_secret.secret_arn, *attachments, *self._database)
         return bool(told & _referred_to(node.db_cluster_identifier))
+
+
+@jsii.implements(IAspect)
+class FollowAll:
+    """Lets a contract wait for everything else in its stack, so that nothing can fail after it.
+
+    What waits for the contract itself is left out, whether it says so or refers to it: that would be a cycle.
+    """
+
+    def __init__(self, contract: CustomResource) -> None:
+        self._contract = contract
+        self._stack = Stack.of(contract)
+        self._last = ""
+
+    def visit(self, node: IConstruct) -> None:
+        """Called for each construct of the stack, the stack itself first."""
+        if node.node.path == self._stack.node.path:
+            last: IConstruct = self._stack
+            while children := last.node.children:
+                last = children[-1]
+            self._last = last.node.path
+        # Not before: CDK keeps what a value is resolved to, and aspects may still change what comes after this one.
+        if node.node.path == self._last:
+            self._follow()
+
+    def _follow(self) -> None:
+        resources = [
+            cast(CfnResource, node) for node in self._stack.node.find_all() if CfnResource.is_cfn_resource(node)
+        ]
+        waiting = self._waiting(resources)
+        for resource in resources:
+            if Stack.of(resource).node.path == self._stack.node.path and resource.node.path not in waiting:
+                self._contract.node.add_dependency(resource)
+
+    def _waiting(self, resources: Sequence[CfnResource]) -> set[str]:
+        """The paths of the contract, and of what waits for it; of a nested stack that holds such a resource, too."""
+        contract = cast(CfnResource, self._contract.node.default_child)
+        waiting: dict[str, str] = {contract.node.path: self._stack.resolve(contract.logical_id)}
+        needs = {one.node.path: _explicit_needs(one) for one in resources}
+        mentions = {one.node.path: set(_mentioned(Stack.of(one).resolve(one._cfn_properties))) for one in resources}
+        known = 0
+        while known < len(waiting):
+            known = len(waiting)
+            for one in resources:
+                path = one.node.path
+                told = any(f"{other}/".startswith(f"{need}/") for need in needs[path] for other in waiting)
+                if told or mentions[path] & set(waiting.values()):
+                    waiting.update({part.node.path: self._stack.resolve(part.logical_id) for part in self._around(one)})
+        return set(waiting)
+
+    def _around(self, resource: CfnResource) -> Iterator[CfnResource]:
+        """The resource, and those of the nested stacks that hold it, up to the contract's own stack."""
+        yield resource
+        stack = Stack.of(resource)
+        while stack.node.path != self._stack.node.path and (nested := stack.nested_stack_resource):
+            yield nested
+            stack = Stack.of(nested)
+
+
+def _explicit_needs(resource: CfnResource) -> set[str]:
+    """The paths of the constructs that the resource, or a construct around it, is told to wait for."""
+    told = [need for scope in resource.node.scopes for need in scope.node.dependencies]
+    return {need.node.path for need in (*told, *resource.obtain_dependencies())}
+
+
+def _mentioned(value: object) -> Iterator[str]:
+    """The logical ids that resolved properties refer to."""
+    match value:
+        case {"Ref": str(name)} | {"Fn::GetAtt": [str(name), *_]}:
+            yield name
+        case dict():
+            for part in value.values():
+                yield from _mentioned(part)
+        case list():
+            for part in value:
+                yield from _mentioned(part)
 
 
 def runs_code(node: IConstruct) -> bool:

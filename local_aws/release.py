@@ -93,6 +93,29 @@ def downgrade() -> None:
     op.drop_column("parent_items", "colour")
 '''
 
+UNDROPPABLE = '''"""drop legacy
+
+Revision ID: 51871d03964a
+Revises: 49871d03964c
+"""
+
+from alembic import op
+
+revision = "51871d03964a"
+down_revision = "49871d03964c"
+branch_labels = None
+depends_on = None
+phase = "contract"
+
+
+def upgrade() -> None:
+    op.drop_table("legacy")
+
+
+def downgrade() -> None:
+    raise NotImplementedError("legacy is gone")
+'''
+
 REPORTS_STACK = '''"""A stack beside the service's, on the same database; its migration waits for the service's own."""
 
 import aws_cdk as cdk
@@ -199,9 +222,34 @@ def break_downgrade(app: Path) -> None:
     _replace(app / "migrations" / "versions" / RENAME, first, f'op.execute("DROP TABLE way_back")\n    {first}')
 
 
-def keep_schema(app: Path) -> None:
-    """Let a rollback keep the schema."""
-    _replace(app / "stacks" / "stage.py", "on_rollback=OnRollback.DOWNGRADE", "on_rollback=OnRollback.KEEP")
+def take_schema_back(app: Path) -> None:
+    """Let a rollback of DevStack take the schema back."""
+    dev, rest = (app / "stacks" / "stage.py").read_text().split('environment="staging"')
+    keep = "on_rollback=OnRollback.KEEP"
+    (app / "stacks" / "stage.py").write_text(
+        f'{dev.replace(keep, keep.replace("KEEP", "DOWNGRADE"))}environment="staging"{rest}'
+    )
+
+
+def rename_plainly(app: Path) -> None:
+    """Let the rename cost what it costs elsewhere: without a contract, and without a bridge."""
+    _replace(app / "stacks" / "service_stack.py", "        self.migration.contract_after(self.service)\n", "")
+    _replace(app / "stacks" / "service_stack.py", "self.migration.contract_status", '"none"')
+
+
+def break_contract(app: Path) -> None:
+    """Let the contract fail, by a contract revision that can't be applied."""
+    (app / "migrations" / "versions" / "51871d03964a_drop_legacy.py").write_text(UNDROPPABLE)
+
+
+def fail_after_contract(app: Path) -> None:
+    """Add a resource after the contract that can't be made."""
+    last = "self.migration.contract_after(self.service)"
+    broken = (
+        'cdk.CustomResource(self, "Broken", service_token=self.migration.node.find_child("Trigger").function'
+        '.function_arn, properties={"Contract": self.migration.contract_status})'
+    )
+    _replace(app / "stacks" / "service_stack.py", last, f"{last}\n        {broken}")
 
 
 def add_column(app: Path) -> None:

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from local_aws import application, release
+from local_aws.load import Load
 from local_aws.machine import LocalAws, LocalAwsError
 
 # Of all that the CDK CLI prints, the lines that this story is about; the rest is in the log that is named.
-TOLD = re.compile(r"Custom::DatabaseMigration|AWS::ECS::Service |DevStack .*AWS::CloudFormation::Stack|✅|❌|^  \S")
+TOLD = re.compile(r"Custom::Database|AWS::ECS::Service |DevStack .*AWS::CloudFormation::Stack|✅|❌|^  \S")
 MIGRATION = "Custom::DatabaseMigration"
+CONTRACT = "Custom::DatabaseContract"
 SERVICE = "AWS::ECS::Service"
 
 
@@ -47,7 +49,7 @@ def _first_release(aws: LocalAws, app: Path) -> None:
 
 
 def _rename(aws: LocalAws, app: Path) -> None:
-    _chapter(2, "Release 2 renames the column: the service updates only after the migration has succeeded.")
+    _chapter(2, "Release 2 renames the column, while clients of both releases go on working: not one request fails.")
     kept = aws.root / "release-1.template.json"
     kept.write_bytes((aws.root / "cdk.out" / "DevStack.template.json").read_bytes())
     release.copy(app)
@@ -55,18 +57,25 @@ def _rename(aws: LocalAws, app: Path) -> None:
     diff = list[str]()
     aws.cdk("diff", "DevStack", "--exclusively", f"--template={kept}", "--no-color", app=app, tell=diff.append)
     _quote([line for line in diff if MIGRATION in line or "Revisions" in line or '"49871d03964c ' in line])
-    seen = len(_events(aws))
-    _deploy(aws, app)
+    seen, started = len(_events(aws)), len(application.migration_tasks(aws))
+    with Load(aws).working() as load:
+        _deploy(aws, app)
     _say("When it happened, by CloudFormation's events and by ECS:")
     steps = [
         (event["Timestamp"], f"{event['ResourceType']} {event['ResourceStatus']}") for event in _events(aws)[seen:]
     ]
-    task = application.migration_tasks(aws)[-1]
-    steps.append(
-        (task["stoppedAt"], f"the migration's task has stopped, exit code {task['containers'][0]['exitCode']}")
-    )
+    for task, command in zip(application.migration_tasks(aws)[started:], ("upgrade", "contract"), strict=True):
+        exit_code = task["containers"][0]["exitCode"]
+        steps.append((task["stoppedAt"], f"the task `{command}` has stopped, exit code {exit_code}"))
     steps.sort(key=lambda step: step[0])
     _quote([f"{at.astimezone():%H:%M:%S}.{at.microsecond // 1000:03}  {what}" for at, what in steps])
+    _say("Between `upgrade` and `contract` both names worked. What the clients have seen during the deployment:")
+    _quote(["release  says  requests  failed  slowest"])
+    for number, name in enumerate(("name", "sku"), 1):
+        count = load.counts[name]
+        _quote([f"{number:<7}  {name:<4}  {count.requests:>8}  {count.errors:>6}  {count.longest:>5.2f} s"])
+        if count.errors:
+            raise LocalAwsError(f"A request of release {number} has failed: {count.first_error}")
     _show_data(aws)
 
 
@@ -110,10 +119,10 @@ def _deploy(aws: LocalAws, app: Path, *, succeeds: bool = True) -> None:
 
 
 def _events(aws: LocalAws) -> list[dict[str, Any]]:
-    """The events of the migration and of the service, the oldest first."""
+    """The events of the migration, of the service and of the contract, the oldest first."""
     pages = aws.client("cloudformation").get_paginator("describe_stack_events").paginate(StackName="DevStack")
     events = [event for page in pages for event in page["StackEvents"]]
-    return [event for event in reversed(events) if event["ResourceType"] in (MIGRATION, SERVICE)]
+    return [event for event in reversed(events) if event["ResourceType"] in (MIGRATION, SERVICE, CONTRACT)]
 
 
 def _show_data(aws: LocalAws) -> None:

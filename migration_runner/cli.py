@@ -37,11 +37,15 @@ environment variables:
   SERVICE_SECRET     the JSON of the services' own secret: upgrade sees to their role
   MIGRATION_TARGET   the revision that must be the newest one; anything else is wrong use
   MIGRATION_TIMEOUT  see --timeout
+  MIGRATION_CONTRACT_FOLLOWS
+                     true: see --contract-follows
   ALEMBIC_CONFIG     see --config
   NO_COLOR           if set, no colours on a terminal
 """
 COMMANDS = (
     ("upgrade", "apply the revisions up to the newest, or to REVISION", "upgrade --wait 120"),
+    ("contract", "take the older names of renames away, and apply the contract revisions that are next", "contract"),
+    ("reopen", "let the older names work again that a release at REVISION needs", "reopen 48871d03964b"),
     ("downgrade", "take revisions back down to REVISION", "downgrade -1"),
     ("stamp", "record that the schema is at REVISION, and run nothing", "stamp 49871d03964c"),
     ("plan", "show the SQL of the pending revisions, the locks it takes, and what is unsafe about it", "plan"),
@@ -51,10 +55,13 @@ COMMANDS = (
 )
 # A person reads them wherever they run; what the others say off a terminal is read by machines.
 FOR_PERSONS = ("plan", "check", "history")
+# What changes the database.
+MIGRATING = ("upgrade", "contract", "reopen", "downgrade", "stamp")
 REVISIONS: dict[str, dict[str, Any]] = {
     "upgrade": {"nargs": "?", "help": "a whole revision id (default: newest)"},
     "downgrade": {"help": "a whole revision id, base, or -1 for one step back"},
     "stamp": {"help": "a whole revision id, head or base"},
+    "reopen": {"help": "the newest revision of the older release, a whole id, or base"},
 }
 
 
@@ -76,6 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         parsed.config,
         revision=getattr(parsed, "revision", None),
         files=tuple(getattr(parsed, "files", ())),
+        contract_follows=getattr(parsed, "contract_follows", False),
         **limits,
     )
     return run(request, os.environ, Report.of_process(parsed.output_format))
@@ -119,10 +127,17 @@ def arguments_of(command: str) -> Iterator[Argument]:
         },
     )
     yield _output_format(command)
+    if command in ("upgrade", "plan", "check"):
+        told = (
+            "a contract run follows: until then renamed columns and tables keep their older names too (default: if "
+            "MIGRATION_CONTRACT_FOLLOWS is true)"
+        )
+        default = os.environ.get("MIGRATION_CONTRACT_FOLLOWS") == "true"
+        yield Argument("--contract-follows", {"action": "store_true", "default": default, "help": told})
     if command != "check":
         told = "how long to wait for the database (default: 60)"
         yield Argument("--wait", {"type": seconds, "default": 60.0, "metavar": "SECONDS", "help": told})
-    if command in REVISIONS:
+    if command in MIGRATING:
         told = "how long to wait for another run, or for a table's lock (default: 300)"
         yield Argument("--lock-wait", {"type": seconds, "default": 300.0, "metavar": "SECONDS", "help": told})
         yield Argument(

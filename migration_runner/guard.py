@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import connection, quote_ident
+from psycopg2.extensions import connection, encodings, quote_ident
 
 from migration_runner.database import database_failure
 from migration_runner.errors import ExitCode, RunError
@@ -72,9 +72,21 @@ class Guard:
         """The name as an identifier in SQL."""
         return str(quote_ident(name, self.own))
 
-    def take_role(self, role: str) -> tuple[str, str]:
-        """Read and write with the rights of this role from now on; returns which database this is."""
-        _, *database = self.query(f"SELECT set_config('role', %s, false), {DATABASE}", role)[0]
+    def filled(self, statement: str, **named: object) -> str:
+        """The statement with its parameters in it."""
+        with self.own.cursor() as cursor:
+            return str(cursor.mogrify(statement, named), encodings[self.own.encoding])
+
+    def take_role(self, role: str, search_path: str | None = None) -> tuple[str, str]:
+        """Read and write as env.py's session does from now on; returns which database this is.
+
+        Args:
+            role: whose rights it has.
+            search_path: where it looks for names; None to leave that.
+        """
+        path = "coalesce(%s, current_setting('search_path'))"
+        settings = f"set_config('role', %s, false), set_config('search_path', {path}, false)"
+        _, _, *database = self.query(f"SELECT {settings}, {DATABASE}", role, search_path)[0]
         return tuple(database)
 
     def lock(self, version_table: str, seconds: float) -> None:

@@ -9,13 +9,18 @@ from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.guard import Guard
 from migration_runner.ledger import Ledger
 from migration_runner.report import BASE, Report, shown
-from migration_runner.revisions import Revision, RevisionError, head, lineage
+from migration_runner.revisions import Revision, RevisionError, expand_target, head, lineage
 
 
 def status(
-    guard: Guard, version_table: str, revisions: Sequence[Revision], current: Collection[str], report: Report
+    guard: Guard,
+    version_table: str,
+    revisions: Sequence[Revision],
+    current: Collection[str],
+    report: Report,
+    open_renames: Sequence[str] = (),
 ) -> None:
-    """Show where the schema is, who migrates it now, and which applied files were edited since.
+    """Show where the schema is, what is left to do, who migrates it now, and which applied files were edited since.
 
     Args:
         guard: the runner's connection.
@@ -23,11 +28,14 @@ def status(
         revisions: the image's, newest first.
         current: what the version table holds.
         report: gets the table.
+        open_renames: those whose older names still work.
 
     Raises:
-        RunError: revisions are pending.
+        RunError: revisions are pending that an upgrade applies.
     """
-    pending = pending_of(revisions, current)
+    pending = _for_upgrade(revisions, current)
+    left = [f"{one.revision} {one.message}" for one in pending_of(revisions, current) if one not in pending]
+    left = [*open_renames, *left]
     found = Ledger(guard, version_table).differences(revisions, lineage(revisions, current))
     holder = guard.holder(version_table)
     edited = [one.path.name for one in found.edited]
@@ -36,6 +44,7 @@ def status(
         ("head", head(revisions)),
         ("pending", str(len(pending))),
         *((f"  {one.revision}", one.message) for one in pending),
+        ("open", ", ".join(left) or "none"),
         ("lock", holder or "free"),
         ("edited", ", ".join(edited) or "none"),
     ]
@@ -45,6 +54,7 @@ def status(
         current=sorted(current),
         head=head(revisions),
         pending=[{"revision": one.revision, "message": one.message} for one in pending],
+        open=left,
         lock_holder=holder,
         edited=edited,
     )
@@ -75,7 +85,8 @@ def history(
         when = applied.get(one.revision)
         state = None if current is None else "applied" if one.revision in been else "pending"
         told = f"{state} {when:%Y-%m-%d %H:%M:%S %Z}" if state and when else state or ""
-        mark = " (head)" if one is revisions[0] else ""
+        marks = [*(["head"] if one is revisions[0] else []), *(["contract"] if one.phase == "contract" else [])]
+        mark = f" ({', '.join(marks)})" if marks else ""
         report.event(
             "migration.revision_known",
             f"{parents} -> {one.revision}{mark}  {one.message}{f'  {told}' if told else ''}",
@@ -89,7 +100,15 @@ def history(
         )
 
 
-def plan(config: Path, pending: Sequence[Revision], guard: Guard | None, report: Report) -> None:
+def plan(
+    config: Path,
+    pending: Sequence[Revision],
+    guard: Guard | None,
+    report: Report,
+    open_renames: Sequence[str] = (),
+    *,
+    contract_follows: bool = False,
+) -> None:
     """Show what each pending revision will do: its SQL, its locks, and what is unsafe about it.
 
     Args:
@@ -97,29 +116,34 @@ def plan(config: Path, pending: Sequence[Revision], guard: Guard | None, report:
         pending: in the order of the upgrade.
         guard: tells how large the tables are; None without a database.
         report: gets the plan.
+        open_renames: those whose older names still work.
+        contract_follows: whether the upgrade will bridge renames: not in an empty schema, which nobody uses.
 
     Raises:
         RunError: ``env.py`` can't work offline.
     """
     from migration_runner import safety
 
-    planned = safety.plan(config, pending)
+    planned = safety.plan(config, pending, contract_follows=contract_follows)
     sizes = safety.sizes(guard.own, safety.tables(planned)) if guard else {}
+    shown_open = "".join(f"{one} is open: both names work until a contract step.\n" for one in open_renames)
     report.event(
         "migration.plan",
-        safety.render_plan(planned, sizes).rstrip(),
+        f"{shown_open}{safety.render_plan(planned, sizes)}".rstrip(),
         revisions=safety.plan_as_json(planned, sizes),
+        open=list(open_renames),
         note=planned.note,
     )
 
 
-def check(config: Path, files: Collection[Path], report: Report) -> None:
+def check(config: Path, files: Collection[Path], report: Report, *, contract_follows: bool = False) -> None:
     """Look for what is wrong or unsafe in the revision files; needs no database.
 
     Args:
         config: the project's ``alembic.ini``.
         files: those to look into; none for all. The chain is always that of all.
         report: gets the findings.
+        contract_follows: whether renames keep their older names until a contract step.
 
     Raises:
         RunError: there is something; or one of ``files`` is no revision, squawk is not installed, or the chain is
@@ -128,7 +152,7 @@ def check(config: Path, files: Collection[Path], report: Report) -> None:
     from migration_runner import safety
 
     try:
-        found = safety.check(config, files)
+        found = safety.check(config, files, contract_follows=contract_follows)
     except RevisionError as error:
         raise wrong_use("RevisionError", str(error)) from None
     report.event("migration.findings", safety.render_check(found).rstrip(), findings=[*map(safety.as_json, found)])
@@ -147,6 +171,12 @@ def pending_of(revisions: Sequence[Revision], current: Collection[str]) -> list[
     """What is still to be applied, in that order."""
     been = lineage(revisions, current)
     return [one for one in reversed(revisions) if one.revision not in been]
+
+
+def _for_upgrade(revisions: Sequence[Revision], current: Collection[str]) -> list[Revision]:
+    """What of that an upgrade applies: of a schema in use not the contract revisions at the end."""
+    way = lineage(revisions, [expand_target(revisions)] if current else [head(revisions)])
+    return [one for one in pending_of(revisions, current) if one.revision in way]
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

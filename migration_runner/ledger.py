@@ -12,7 +12,9 @@ from datetime import datetime
 from migration_runner.guard import Guard
 from migration_runner.revisions import Revision
 
-EXISTS = "SELECT to_regclass('migration_runner.building') IS NOT NULL"
+# The tables that were added last: what an older release has made lacks them.
+EXISTS = "SELECT to_regclass('migration_runner.renames') IS NOT NULL"
+BEGUN = "SELECT to_regclass('migration_runner.applied') IS NOT NULL"
 # Runners of other version tables may be at it at the same time. What they have committed while they were waited for,
 # a session notices when it opens a table.
 MAKE = """
@@ -30,6 +32,12 @@ CREATE TABLE IF NOT EXISTS migration_runner.verified (
 CREATE TABLE IF NOT EXISTS migration_runner.building (
     version_table text, revision text, statement text, PRIMARY KEY (version_table, revision, statement)
 );
+CREATE TABLE IF NOT EXISTS migration_runner.renames (
+    id bigint GENERATED ALWAYS AS IDENTITY, version_table text, revision text, position int,
+    table_schema text NOT NULL, table_name text NOT NULL, old_name text NOT NULL, new_name text NOT NULL,
+    of_table boolean NOT NULL, opened_at timestamptz NOT NULL DEFAULT now(), closed_at timestamptz,
+    reverted_at timestamptz, PRIMARY KEY (version_table, revision, position)
+);
 COMMENT ON SCHEMA migration_runner IS 'The ledger of the migration runner. Do not edit.';
 SET LOCAL lock_timeout = '100ms'
 """
@@ -38,7 +46,13 @@ AGAIN = (
 )
 ADD = f"INSERT INTO migration_runner.applied (version_table, revision, checksum) VALUES (%s, %s, %s) {AGAIN}"  # noqa: S608
 ADD_IF_MOVED = ADD.replace("VALUES (%s, %s, %s)", "SELECT %s, %s, %s WHERE EXISTS (SELECT FROM moved)")
-REMOVE = "DELETE FROM migration_runner.applied WHERE version_table = %s AND revision = %s"
+REMOVE = """
+WITH gone (version_table, revision) AS (VALUES (%s, %s)),
+     renames AS (DELETE FROM migration_runner.renames r USING gone
+                 WHERE (r.version_table, r.revision) = (gone.version_table, gone.revision))
+DELETE FROM migration_runner.applied a USING gone
+WHERE (a.version_table, a.revision) = (gone.version_table, gone.revision)
+"""
 # An index that is built outside of its revision's transaction may be there although the revision is not applied.
 BUILDING = """
 INSERT INTO migration_runner.building (version_table, revision, statement) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING
@@ -89,7 +103,7 @@ class Ledger:
 
     def exists(self) -> bool:
         """Whether there is one in this database."""
-        return bool(self._guard.query(EXISTS)[0][0])
+        return bool(self._guard.query(BEGUN)[0][0])
 
     def differences(self, revisions: Sequence[Revision], been: Collection[str]) -> Differences:
         """Compare it with the schema.

@@ -10,7 +10,7 @@ import os
 import zlib
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 FIELDS = {"head", "fingerprint", "version_table", "lines"}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import Any
 
 from alembic.config import Config
 from alembic.runtime.environment import EnvironmentContext
@@ -19,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from migration_runner.errors import wrong_use
 from migration_runner.manifest import configuration_files
+from migration_runner.renames import Rename
 from migration_runner.revisions import Revision
 
 # https://www.postgresql.org/docs/current/sql-syntax-lexical.html
@@ -29,6 +31,7 @@ TOKEN = re.compile(
       | (?P<other>.)""",
     re.DOTALL | re.VERBOSE,
 )
+RENAMES = re.compile(r'ALTER TABLE (?:"(?:""|[^"])*"|[^\s"])+ RENAME ')
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,13 @@ class Statement:
         sql: without the semicolon; COMMIT and BEGIN are there around an autocommit block.
         file: the revision file.
         line: where the file calls what has written it.
+        rename: what one of Alembic's operations renames with it; None where the file has written the SQL itself.
     """
 
     sql: str
     file: Path
     line: int
+    rename: Rename | None = None
 
 
 @dataclass
@@ -59,6 +64,11 @@ class Script:
     revision: Revision
     statements: list[Statement] = field(default_factory=list)
     stopped: tuple[int, str] | None = None
+
+    @property
+    def renames(self) -> list[Rename]:
+        """What Alembic's operations rename."""
+        return [one.rename for one in self.statements if one.rename]
 
 
 def write_sql(config: Path, revisions: Sequence[Revision]) -> list[Script]:
@@ -125,13 +135,30 @@ def flat(sql: str) -> tuple[str, str]:
 def _write(revision: Revision, context: MigrationContext) -> Script:
     script = Script(revision)
     module = load_python_file(revision.path.parent, revision.path.name)
+    impl = context.impl
+    alter_column, rename_table = impl.alter_column, impl.rename_table
+    rename: Rename | None = None
 
     def collect(text: str) -> None:
         line = next(_lines(traceback.walk_stack(None), module), 1)
-        script.statements += [Statement(sql, revision.path, line) for sql in split(text)]
+        for sql in split(text):
+            # To alter a column may be several statements, of which one renames it.
+            script.statements.append(Statement(sql, revision.path, line, rename if RENAMES.match(sql) else None))
 
-    output = context.impl.static_output
-    context.impl.static_output = collect  # type: ignore[method-assign]
+    def altering(table_name: str, column_name: str, name: str | None = None, **more: Any) -> None:
+        nonlocal rename
+        rename = Rename(more.get("schema") or "", table_name, column_name, name) if name else None
+        alter_column(table_name, column_name, name=name, **more)
+        rename = None
+
+    def renaming(old: str, new: str, schema: str | None = None) -> None:
+        nonlocal rename
+        rename = Rename(schema or "", old, old, str(new), of_table=True)
+        rename_table(old, new, schema=schema)
+        rename = None
+
+    replaced = {"static_output": collect, "alter_column": altering, "rename_table": renaming}
+    vars(impl).update(replaced)
     try:
         getattr(module, "upgrade", lambda: None)()
     except (Exception, SystemExit) as error:
@@ -139,7 +166,8 @@ def _write(revision: Revision, context: MigrationContext) -> Script:
         *_, line = 1, *_lines(traceback.walk_tb(error.__traceback__), module)
         script.stopped = line, type(error).__name__
     finally:
-        context.impl.static_output = output  # type: ignore[method-assign]
+        for name in replaced:
+            del vars(impl)[name]
     return script
 
 

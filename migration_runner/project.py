@@ -26,6 +26,8 @@ from alembic.script.revision import RevisionMap
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import DBAPIError
 
+from migration_runner.bridge import Bridges
+from migration_runner.crossing import Crossing
 from migration_runner.database import DRIVER, LOCK_NOT_AVAILABLE, be_noticed_when_lost, sqlalchemy_url
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.failures import failure
@@ -52,11 +54,11 @@ SESSION = """
 SELECT set_config('lock_timeout', %s, false), set_config('idle_in_transaction_session_timeout', '5min', false),
        pg_backend_pid()
 """
-SESSION_OF_ENV_PY = f"SELECT current_schema(), current_user::text, {DATABASE}"
+SESSION_OF_ENV_PY = f"SELECT current_schema(), current_user::text, current_setting('search_path'), {DATABASE}"
 VERSION_UPDATES = ("_insert_version", "_update_version", "_delete_version")
 MOVE = f"WITH moved AS (UPDATE {{table}} SET version_num = %s WHERE version_num = %s RETURNING 1) {ADD_IF_MOVED}"  # noqa: S608 - constants
 
-Plan = Callable[[tuple[str, ...]], Journey | None]
+Plan = Callable[[tuple[str, ...]], Journey]
 
 
 @dataclass
@@ -119,6 +121,7 @@ class Project:
         stop: Stop,
         limits: Limits,
     ) -> None:
+        self._parameters = parameters
         ini, toml = configuration_files(str(config))
         self._config = Config(ini, toml_file=toml)
         env = script_location(config) / "env.py"
@@ -134,9 +137,20 @@ class Project:
         self._limits = limits
         self._step: Step | None = None
         self._locking = False
+        self._crossing: Crossing | None = None
         self.environment = Environment()
         self.half_done: str | None = None
         self.finished: list[str] = []
+
+    @property
+    def bridges(self) -> Bridges:
+        """The renames that keep their older names; once it is known which version table this is about."""
+        return self.bridges_by(self._guard)
+
+    def bridges_by(self, guard: Guard) -> Bridges:
+        """The same, seen from another connection."""
+        table = self.environment.version_table
+        return Bridges(guard, self._parameters, table, self._limits, self._report, self._stop)
 
     def look(self) -> tuple[str, ...]:
         """What the version table holds now, and which it is; nothing is changed, and no lock is waited for.
@@ -151,7 +165,7 @@ class Project:
         """Be the only one who migrates, and run the migrations, each in a transaction of its own.
 
         Args:
-            plan: decides where to, when it is known what the version table holds; None for nothing to do.
+            plan: decides where to, when it is known what the version table holds.
 
         Raises:
             RunError: a migration failed, the session was lost, or a lock was not free in time.
@@ -159,12 +173,16 @@ class Project:
 
         def steps(heads: tuple[str, ...], context: MigrationContext) -> Iterable[MigrationStep]:
             journey = plan(heads)
-            planned = steps_of(journey, heads, self._revisions, context.script) if journey else []
+            planned = steps_of(journey, heads, self._revisions, context.script)
+            crossing = self._crossing = Crossing(self.bridges, self._revisions, journey, heads)
+            crossing.look_ahead(planned, is_external=context._in_external_transaction)
             self._prepare(context)
+            crossing.begin()
             for step in planned:
                 self._guard.check()
                 if isinstance(step, RevisionStep):
-                    yield from self._watched(step, context, heads)
+                    with crossing.led(step.revision.revision):
+                        yield from self._watched(step, context, heads, crossing.way_of(step))
                 else:
                     yield step
 
@@ -267,7 +285,7 @@ class Project:
 
     def _see(self, context: MigrationContext, connection: Connection) -> None:
         """Find out where the version table is, and let the runner's own connection see it as env.py's does."""
-        default, role, *database = connection.exec_driver_sql(SESSION_OF_ENV_PY).one()
+        default, role, search_path, *database = connection.exec_driver_sql(SESSION_OF_ENV_PY).one()
         schema = context.version_table_schema or default
         seen = self.environment
         if seen.table and (seen.schema, seen.table) != (schema, context.version_table):
@@ -277,7 +295,7 @@ class Project:
                 "one of them in a run.",
                 "Run env.py once for each.",
             )
-        if self._guard.take_role(role) != tuple(database):
+        if self._guard.take_role(role, search_path) != tuple(database):
             raise wrong_use(
                 "AnotherDatabase",
                 "env.py connects to another database than the one that DATABASE_SECRET or DATABASE_URL names.",
@@ -309,8 +327,21 @@ class Project:
         if not context._in_external_transaction:
             connection.commit()
 
-    def _watched(self, step: RevisionStep, context: MigrationContext, start: Collection[str]) -> Iterator[RevisionStep]:
-        """The same step, told about; Alembic comes back after it has committed it."""
+    def _watched(
+        self,
+        step: RevisionStep,
+        context: MigrationContext,
+        start: Collection[str],
+        way: Callable[[], None] | None,
+    ) -> Iterator[RevisionStep]:
+        """The same step, told about; Alembic comes back after it has committed it.
+
+        Args:
+            step: of Alembic's.
+            context: Alembic's.
+            start: where the schema was before the first of them.
+            way: what is done instead of the revision's own function, outside of Alembic's transaction; None for that.
+        """
         revision = self._revisions[step.revision.revision]
         self._step = Step(revision, "upgrade" if step.is_upgrade else "downgrade")
         title = f"{revision.revision} {revision.message}"
@@ -319,7 +350,9 @@ class Project:
             "migration.revision_started", f"{title} ...", revision=revision.revision, **{"from": shown(start)}
         )
         started = time.monotonic()
-        step.migration_fn = self._patiently(step.migration_fn, context, self._step)
+        step.migration_fn = (
+            self._apart(way, self._step) if way else self._patiently(step.migration_fn, context, self._step)
+        )
         yield step
         took = milliseconds_since(started)
         self._report.event(
@@ -335,7 +368,6 @@ class Project:
 
     def _patiently(self, migrate: Callable[..., None], context: MigrationContext, step: Step) -> Callable[..., None]:
         """The migration, tried again while somebody stands in its way, and then recorded in its transaction."""
-        key = self.environment.version_table
         revision = step.revision
 
         @wraps(migrate)
@@ -377,12 +409,26 @@ class Project:
                     time.sleep(pause)
                 finally:
                     step.inside = False
-            values = (key, revision.revision, revision.checksum)
+            step.record = self._record_of(step)
             if step.committed:
-                _connection(context).exec_driver_sql(BUILT, values[:2])
-            step.record = (ADD, values) if step.direction == "upgrade" else (REMOVE, values[:2])
+                _connection(context).exec_driver_sql(BUILT, step.record[1][:2])
 
         return run
+
+    def _apart(self, way: Callable[[], None], step: Step) -> Callable[..., None]:
+        """What is done in transactions of its own, and then recorded with the version."""
+
+        def run(**_: Any) -> None:
+            step.committed = True
+            self.half_done = step.revision.revision
+            way()
+            step.record = self._record_of(step)
+
+        return run
+
+    def _record_of(self, step: Step) -> tuple[str, tuple[str, ...]]:
+        values = (self.environment.version_table, step.revision.revision, step.revision.checksum)
+        return (ADD, values) if step.direction == "upgrade" else (REMOVE, values[:2])
 
     def _set_timeouts(self, context: MigrationContext, revision: Revision) -> None:
         settings = []
@@ -474,6 +520,8 @@ class Project:
             # The migration has ended its transaction itself, or never had one: nothing may be done a second time.
             step.committed = True
             self.half_done = step.revision.revision
+        if self._crossing:
+            self._crossing.refuse(step.revision.revision, statement)
         step.statements += 1
         step.began = time.monotonic()
         index = CONCURRENTLY.match(statement)

@@ -1,7 +1,8 @@
 """The run that has nothing to do: one connection, one query, and neither Alembic nor SQLAlchemy.
 
 It says yes only when all of it is certain: the manifest is fresh, the database is at its head, the last run has
-recorded the same revision files, and no index is INVALID. Anything else is left to the runner, errors too.
+recorded the same revision files, no index is INVALID, and no rename is open. At the head no contract revision is left
+either. Anything else is left to the runner, errors too.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ STATE = """
 SET lock_timeout = '1s';
 SELECT (SELECT array_agg(version_num::text) FROM {table}),
        (SELECT fingerprint FROM migration_runner.verified WHERE version_table = {key}),
-       EXISTS (SELECT {invalid})
+       EXISTS (SELECT {invalid}),
+       EXISTS (SELECT FROM migration_runner.renames WHERE version_table = {key} AND closed_at IS NULL)
 """
 
 
@@ -55,7 +57,7 @@ def at_target(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
         if environment.get("MIGRATION_TARGET", head) not in ("", head):
             return False
         schema, table = header["version_table"]
-        if _state(schema, table, environment) != ([head], header["fingerprint"], False):
+        if _state(schema, table, environment) != ([head], header["fingerprint"], False, False):
             return False
     except Exception:
         # The runner meets it again, and tells.
@@ -64,7 +66,7 @@ def at_target(arguments: Sequence[str], environment: Mapping[str, str]) -> bool:
     _say(event="migration.nothing_to_do", at=head)
     duration = round((time.monotonic() - started) * 1000)
     result = {"status": "succeeded", "command": "upgrade", "from": head, "at": head, "target": head, "applied": []}
-    _say(event="migration.result", **result, duration_ms=duration, error=None)
+    _say(event="migration.result", **result, open=[], duration_ms=duration, error=None)
     return True
 
 

@@ -48,6 +48,8 @@ class Result:
         at: the revisions after the run, as for ``start``.
         target: the revision to reach; None for an empty schema.
         applied: the revisions that were run, and stayed, in that order.
+        open: what a contract has to do: renames of which the older name still works, and contract revisions; None when
+            not seen.
         error: why the target was not reached.
     """
 
@@ -56,6 +58,7 @@ class Result:
     at: Collection[str] | None = None
     target: str | None = None
     applied: list[str] = field(default_factory=list)
+    open: list[str] | None = None
     error: RunError | None = None
     started: float = field(default_factory=time.monotonic)
 
@@ -309,6 +312,7 @@ def _result_line(result: Result, milliseconds: int) -> str:
             "at": shown(result.at),
             "target": result.target,
             "applied": result.applied,
+            "open": result.open,
             "duration_ms": milliseconds,
             "error": error
             and {
@@ -332,7 +336,8 @@ def _sentence(result: Result, milliseconds: int) -> str:
     if error is None:
         count = len(result.applied)
         did = f"{count} revision{'s'[: count != 1]} in {milliseconds} ms. " if count else ""
-        return f"{result.command}: {did}{at}" if did or at else ""
+        left = f" Open until the contract: {', '.join(result.open)}." if result.open else ""
+        return f"{result.command}: {did}{at}{left}" if did or at else ""
     where = f"{error.revision} failed: " if error.revision else ""
     sentences = [f"{result.command}: {where}{error.kind}: {error.message.rstrip('.')}.", at, error.hint]
     return " ".join(sentence for sentence in sentences if sentence)

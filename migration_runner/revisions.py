@@ -13,7 +13,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from configparser import ConfigParser
 from configparser import Error as ConfigError
 from dataclasses import dataclass, replace
@@ -59,9 +59,10 @@ class Revision:
         checksum: SHA-256 of the file's bytes, in hexadecimal.
         file: its path.
         branch_labels: the names of the branch that begins with it.
-        phase: ``contract`` for what only a release without the older names' users may apply; ``expand`` otherwise.
+        phase: ``contract`` for what must wait until no task of an older release is left; ``expand`` otherwise.
         lock_timeout: for how long its statements wait for a lock, as PostgreSQL writes times; None for the runner's.
         size: of the file, in bytes.
+        bridge: whether what it renames may keep its old name, too, until the contract step.
     """
 
     revision: str
@@ -74,6 +75,7 @@ class Revision:
     phase: str = "expand"
     lock_timeout: str | None = None
     size: int = 0
+    bridge: bool = True
 
     @property
     def path(self) -> Path:
@@ -92,7 +94,8 @@ def read_revisions(config: str | Path) -> list[Revision]:
 
     Raises:
         RevisionError: there is no configuration or no revision, a file can't be read, an id is used twice, an id
-            is referred to that no file has, revisions form a cycle, or there is more than one head.
+            is referred to that no file has, revisions form a cycle, there is more than one head, or a contract
+            revision is the first one or a merge.
     """
     config = Path(config)
     folders, files = _revision_files(config)
@@ -115,7 +118,9 @@ def fingerprint(revisions: Iterable[Revision]) -> str:
 
     A revision runs once, so what only surrounds the revisions can't change what a database has been through.
     """
-    facts = [[one.revision, sorted(one.down_revisions), sorted(one.depends_on), one.checksum] for one in revisions]
+    facts = [
+        [one.revision, sorted(one.down_revisions), sorted(one.depends_on), one.phase, one.checksum] for one in revisions
+    ]
     return hashlib.sha256(json.dumps(sorted(facts)).encode()).hexdigest()
 
 
@@ -145,6 +150,7 @@ def write_manifest(config: str | Path) -> Path:
             one.phase,
             one.lock_timeout,
             one.size,
+            one.bridge,
         ]
         for one in revisions
     ]
@@ -183,8 +189,8 @@ def read_manifest(config: str | Path) -> tuple[list[Revision], str] | None:
     if crc32(rest) != header["lines"]:
         raise StaleManifestError
     read = [
-        Revision(id_, tuple(down), tuple(needs), message, sha256, f"{base}/{name}", tuple(labels), phase, lock, size)
-        for id_, down, needs, message, sha256, name, labels, phase, lock, size in json.loads(rest)
+        Revision(id_, tuple(down), tuple(needs), message, sha256, f"{base}/{name}", tuple(labels), *more)
+        for id_, down, needs, message, sha256, name, labels, *more in json.loads(rest)
     ]
     try:
         is_fresh = all(os.stat(one.file).st_size == one.size for one in read)  # noqa: PTH116 - thousands of them
@@ -198,6 +204,20 @@ def read_manifest(config: str | Path) -> tuple[list[Revision], str] | None:
 def head(revisions: Sequence[Revision]) -> str:
     """The id of the newest revision, out of what ``read_revisions`` returned."""
     return revisions[0].revision
+
+
+def expand_target(revisions: Sequence[Revision], been: Collection[str] = ()) -> str:
+    """The id of the newest revision once the contract revisions at the end of the chain are left out.
+
+    Args:
+        revisions: newest first.
+        been: what the schema has been through: of that, no contract revision is left out.
+    """
+    by_id = {one.revision: one for one in revisions}
+    newest = revisions[0]
+    while newest.phase == "contract" and newest.revision not in been:
+        newest = by_id[newest.down_revisions[0]]
+    return newest.revision
 
 
 def lineage(revisions: Sequence[Revision], current: Iterable[str]) -> set[str]:
@@ -360,10 +380,13 @@ def _read(path: Path) -> Revision:
     if lock_timeout is not None and not _is_time(lock_timeout):
         raise RevisionError(f"lock_timeout in {path} is {lock_timeout!r}, but must be a time such as '100ms' or '5s'.")
     labels = _strings(path, "branch_labels", values.get("branch_labels"))
+    down_revisions = _strings(path, "down_revision", values["down_revision"])
+    if phase == "contract" and len(down_revisions) != 1:
+        raise _no_contract(path, down_revisions)
     docstring = (ast.get_docstring(module) or "").strip()
     return Revision(
         revision=id_,
-        down_revisions=_strings(path, "down_revision", values["down_revision"]),
+        down_revisions=down_revisions,
         depends_on=_strings(path, "depends_on", values.get("depends_on")),
         message=docstring.partition("\n")[0] or path.stem.removeprefix(f"{id_}_").replace("_", " "),
         checksum=hashlib.sha256(content).hexdigest(),
@@ -372,6 +395,16 @@ def _read(path: Path) -> Revision:
         phase=phase or "expand",
         lock_timeout=lock_timeout,
         size=len(content),
+        bridge=_flag(path, "bridge", values.get("bridge")),
+    )
+
+
+def _no_contract(path: Path, down_revisions: Sequence[str]) -> RevisionError:
+    if not down_revisions:
+        return RevisionError(f"{path} is the first revision, and no contract revision can be: remove its phase.")
+    return RevisionError(
+        f"{path} joins {' and '.join(down_revisions)}, and no contract revision can: remove its phase, and write the "
+        "contract revision after it."
     )
 
 
@@ -403,6 +436,16 @@ def _text(path: Path, name: str, value: ast.expr | None) -> str | None:
     if texts and not isinstance(value, ast.Constant):
         raise RevisionError(f"{name} in {path} must be one string.")
     return texts[0] if texts else None
+
+
+def _flag(path: Path, name: str, value: ast.expr | None) -> bool:
+    """What is not set is true."""
+    match value:
+        case None:
+            return True
+        case ast.Constant(value=bool() as flag):
+            return flag
+    raise RevisionError(f"{name} in {path} must be True or False, written out.")
 
 
 def _is_time(text: str) -> bool:

@@ -8,6 +8,7 @@ from contextlib import closing, suppress
 from signal import SIGTERM
 
 from migration_runner import inspection
+from migration_runner.bridge import Bridges
 from migration_runner.database import wait_for
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.failures import failure
@@ -21,6 +22,7 @@ from migration_runner.report import BASE, Report, Result, shown
 from migration_runner.revisions import (
     Revision,
     RevisionError,
+    expand_target,
     fingerprint,
     head,
     lineage,
@@ -31,7 +33,15 @@ from migration_runner.service_role import ServiceRole
 from migration_runner.settings import SettingsError, connection_parameters, service_login
 from migration_runner.steps import Journey
 from migration_runner.stop import Stop
-from migration_runner.target import Request, check_known, check_request, destination, is_at, named
+from migration_runner.target import (
+    Request,
+    check_known,
+    check_request,
+    destination,
+    is_at,
+    named,
+    pending_contract,
+)
 
 # What these tell of the files, they tell without a database too.
 FILES_DO = ("plan", "history")
@@ -177,25 +187,25 @@ class Run:
     def _migrate(self, project: Project, guard: Guard, limits: Limits) -> None:
         request, result, revisions = self._request, self._result, self._revisions
         before: Collection[str] = ()
-        incomplete = False
+        incomplete = passes = False
         service = None
         if self._service:
             service = ServiceRole(*self._service, self._parameters, guard, project.run_long, limits, self._report)
 
-        def plan(current: tuple[str, ...]) -> Journey | None:
-            nonlocal before, incomplete
+        def plan(current: tuple[str, ...]) -> Journey:
+            nonlocal before, incomplete, passes
             before = result.start = result.at = current
+            ledger = Ledger(guard, project.environment.version_table)
+            passes = request.command in ("upgrade", "contract") and self._may_pass(project.bridges, ledger, current)
+            if passes:
+                return Journey(None, None)
             check_known(revisions, current)
             target = destination(request, revisions, current)
             result.target = target or BASE
             if service:
                 service.prepare()
-            incomplete = self._tell_differences(Ledger(guard, project.environment.version_table), current)
-            if is_at(target, current, revisions):
-                at = shown(current)
-                self._report.event("migration.nothing_to_do", f"Nothing to do: the schema is at {at}.", at=at)
-                return None
-            return Journey(request.command, target)
+            incomplete = self._tell_differences(ledger, current)
+            return self._journey(project.bridges, target, current)
 
         try:
             project.migrate(plan)
@@ -211,6 +221,8 @@ class Run:
             raise
         after = self._look_again(project, guard, before)
         target = None if result.target == BASE else result.target
+        if passes or request.command == "reopen":
+            return
         if not is_at(target, after, revisions):
             raise RunError(
                 f"Alembic reported no error, but the schema is not at {result.target}.",
@@ -227,14 +239,69 @@ class Run:
         if service:
             service.ensure(project.environment.version_table)
 
+    def _journey(self, bridges: Bridges, target: str | None, current: Collection[str]) -> Journey:
+        """What is to be done, now that it is known where the schema is."""
+        request, revisions = self._request, self._revisions
+        been, recorded = lineage(revisions, current), bridges.recorded()
+        if request.command == "reopen":
+            later = been - lineage(revisions, [target] if target else [])
+            reopened = {one.revision for one in recorded if one.is_closed} & later
+            if not reopened:
+                at = shown(current)
+                told = f"Nothing to do: no rename after {target or BASE} was contracted."
+                self._report.event("migration.nothing_to_do", told, at=at)
+            return Journey(None, None, reopened=frozenset(reopened))
+        stays = is_at(target, current, revisions)
+        contracted = (
+            {one.revision for one in recorded if one.is_open} & been if request.command == "contract" else set()
+        )
+        if stays and not contracted and not any(one.is_reverted for one in recorded):
+            at = shown(current)
+            self._report.event("migration.nothing_to_do", f"Nothing to do: the schema is at {at}.", at=at)
+        left = [str(one.rename) for one in recorded if one.is_open and one.revision not in been]
+        if request.command == "contract" and left:
+            self._report.event(
+                "migration.left_open",
+                f"Left open is {', '.join(left)}, of a revision that is not applied.",
+                renames=left,
+                hint="Go on with: python -m migration_runner upgrade",
+            )
+        # A contract moves forward too; and a fresh database has no older release that needs older names.
+        direction = "upgrade" if request.command == "contract" else request.command
+        return Journey(
+            None if stays else direction,
+            target,
+            is_bridged=request.contract_follows and request.command == "upgrade" and bool(current),
+            contracted=frozenset(contracted),
+        )
+
+    def _may_pass(self, bridges: Bridges, ledger: Ledger, current: Collection[str]) -> bool:
+        """Whether an older release can live with a newer schema: all that it does not know is renames, and all open."""
+        own = {one.revision for one in self._revisions}
+        if set(current) <= own:
+            return False
+        applied, recorded = set(ledger.applied_at()), bridges.recorded()
+        newer = applied - own
+        is_open = {one.revision for one in recorded} - {one.revision for one in recorded if not one.is_open}
+        if not (set(current) - own <= newer <= is_open and expand_target(self._revisions) in applied):
+            return False
+        names = ", ".join(str(one.rename) for one in recorded if one.is_open)
+        self._report.event(
+            "migration.ahead_but_bridged",
+            f"The database is at {shown(current)}, which this image does not have. Of what that brings, both names "
+            f"still work ({names}), so this release may pass; its contract leaves them alone.",
+            at=shown(current),
+        )
+        return True
+
     def _look_again(self, project: Project, guard: Guard, before: Collection[str]) -> Collection[str]:
         """Read from the database where the schema is now, and what has brought it there."""
         try:
-            after = _version(guard, project)
+            after, left = self._seen(guard, project)
         except RunError:
             with closing(wait_for(self._parameters, min(self._request.wait, 10), self._report)) as own:
-                after = _version(Guard(own, self._report), project)
-        self._result.at = after
+                after, left = self._seen(Guard(own, self._report), project)
+        self._result.at, self._result.open = after, left
         revisions = self._revisions
         old, new = lineage(revisions, before), lineage(revisions, after)
         gained, lost = new - old, old - new
@@ -242,6 +309,16 @@ class Run:
         down = [one.revision for one in revisions if one.revision in lost]
         self._result.applied = [] if self._request.command == "stamp" else up or down
         return after
+
+    def _seen(self, guard: Guard, project: Project) -> tuple[Collection[str], list[str]]:
+        after = _version(guard, project)
+        return after, self._left_open(project.bridges_by(guard), after)
+
+    def _left_open(self, bridges: Bridges, current: Collection[str]) -> list[str]:
+        """What a contract run would have to do."""
+        renames = [str(one.rename) for one in bridges.recorded() if one.is_open]
+        pending = pending_contract(self._revisions, current) if current else []
+        return [*renames, *(f"{one.revision} {one.message}" for one in pending)]
 
     def _tell_differences(self, ledger: Ledger, current: Collection[str]) -> bool:
         """Say what something else has done to the schema; whether the ledger must be completed."""
@@ -275,23 +352,45 @@ class Run:
         current = project.look()
         self._result.start = self._result.at = current
         version_table, revisions = project.environment.version_table, self._revisions
+        bridges = project.bridges
+        self._result.open = self._left_open(bridges, current)
         check_known(revisions, current)
+        renames = [str(one.rename) for one in bridges.recorded() if one.is_open]
         match self._request.command:
             case "status":
-                inspection.status(guard, version_table, revisions, current, self._report)
+                inspection.status(guard, version_table, revisions, current, self._report, renames)
             case "history":
                 inspection.history(revisions, Ledger(guard, version_table), current, self._report)
             case _:
-                inspection.plan(self._request.config, inspection.pending_of(revisions, current), guard, self._report)
+                inspection.plan(
+                    self._request.config,
+                    inspection.pending_of(revisions, current),
+                    guard,
+                    self._report,
+                    renames,
+                    # A fresh database gets no bridges.
+                    contract_follows=self._request.contract_follows and bool(current),
+                )
 
     def _inspect_files(self) -> None:
         match self._request.command:
             case "history":
                 inspection.history(self._revisions, None, None, self._report)
             case "check":
-                inspection.check(self._request.config, self._request.files, self._report)
+                inspection.check(
+                    self._request.config,
+                    self._request.files,
+                    self._report,
+                    contract_follows=self._request.contract_follows,
+                )
             case _:
-                inspection.plan(self._request.config, self._revisions[::-1], None, self._report)
+                inspection.plan(
+                    self._request.config,
+                    self._revisions[::-1],
+                    None,
+                    self._report,
+                    contract_follows=self._request.contract_follows,
+                )
 
     def _left_behind(self) -> str:
         """What is left of a run that was told to stop: looked up, for a promise would not do."""

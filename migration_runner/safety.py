@@ -24,6 +24,8 @@ import psycopg2.extensions
 
 from migration_runner.errors import RunError, wrong_use
 from migration_runner.offline import Script, Statement, flat, write_sql
+from migration_runner.operations import HARMLESS
+from migration_runner.renames import Rename
 from migration_runner.revisions import Revision, read_revisions
 
 # The oldest PostgreSQL that is supported: what is safe there is safe in each later one.
@@ -83,11 +85,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class PlannedRevision:
-    """What an upgrade will do for one revision: ``statements`` with their locks, and what is unsafe about them."""
+    """What a run will do for one revision.
+
+    Args:
+        revision: the revision.
+        statements: with their locks.
+        findings: what is unsafe about them.
+        bridged: the renames that keep their older names until the contract step.
+    """
 
     revision: Revision
     statements: list[tuple[Statement, list[Lock]]]
     findings: list[Finding]
+    bridged: list[Rename]
 
 
 @dataclass(frozen=True)
@@ -106,12 +116,13 @@ class Plan:
 NAME_OF_TABLE = re.compile(r"""(?:(?:"(?:[^"]|"")+"|\w+)\.)?(?:"(?:[^"]|"")+"|\w+)""")
 
 
-def check(config: Path, files: Collection[Path] = ()) -> list[Finding]:
+def check(config: Path, files: Collection[Path] = (), *, contract_follows: bool = False) -> list[Finding]:
     """What is unsafe in a project's revisions, oldest first; no database is needed.
 
     Args:
         config: the project's ``alembic.ini``.
         files: the revision files to look into; none for all.
+        contract_follows: whether renames keep their older names until a contract step.
 
     Raises:
         RevisionError: the chain is broken, see ``read_revisions``.
@@ -128,24 +139,27 @@ def check(config: Path, files: Collection[Path] = ()) -> list[Finding]:
             f"Its revisions are in {' and '.join(folders)}.",
         )
     scripts = write_sql(config, [one for one in revisions if not asked or one.path.resolve() in asked])
-    return [finding for script in scripts for finding in _review(script)]
+    return [finding for script in scripts for finding in _review(script, contract_follows=contract_follows)]
 
 
-def plan(config: Path, pending: Sequence[Revision]) -> Plan:
+def plan(config: Path, pending: Sequence[Revision], *, contract_follows: bool = False) -> Plan:
     """What an upgrade will do; without squawk, what is unsafe about it stays unsaid.
 
     Args:
         config: the project's ``alembic.ini``.
         pending: in the order of the upgrade.
+        contract_follows: whether renames keep their older names until a contract step.
 
     Raises:
         RunError: ``env.py`` can't work offline.
     """
     scripts = write_sql(config, pending)
     try:
-        reviews, note = [_review(script) for script in scripts], None
+        reviews, note = [_review(script, contract_follows=contract_follows) for script in scripts], None
     except SquawkMissingError as error:
-        reviews, note = [_stops(script) for script in scripts], f"{error.message} {error.hint}"
+        mixed = [_mixed(script) if contract_follows else [] for script in scripts]
+        reviews = [[*_stops(script), *found] for script, found in zip(scripts, mixed, strict=True)]
+        note = f"{error.message} {error.hint}"
     planned = []
     for script, review in zip(scripts, reviews, strict=True):
         new = _created(script.statements)
@@ -153,7 +167,8 @@ def plan(config: Path, pending: Sequence[Revision]) -> Plan:
             (statement, [lock for lock in locks(statement) if _plain(lock.table) not in new])
             for statement in script.statements
         ]
-        planned.append(PlannedRevision(script.revision, statements, review))
+        bridged = script.renames if contract_follows and _is_bridged(script) else []
+        planned.append(PlannedRevision(script.revision, statements, review, bridged))
     return Plan(planned, note)
 
 
@@ -212,7 +227,8 @@ def locks(statement: Statement) -> list[Lock]:
 def findings(statements: Sequence[Statement], revision: Revision) -> list[Finding]:
     """What squawk finds unsafe, in words of ours; marks in the file are not considered.
 
-    A table that the revision itself creates is not in use yet, whatever is done to it.
+    A table that the revision itself creates is not in use yet, whatever is done to it. In a contract revision that
+    counts as safe which only an older release would miss.
 
     Args:
         statements: of the revision, in their order.
@@ -242,6 +258,7 @@ def findings(statements: Sequence[Statement], revision: Revision) -> list[Findin
         _finding(rule, violation, statements[index], revision)
         for (index, rule), violation in seen.items()
         if rule in RULES
+        and not (revision.phase == "contract" and rule in OF_OLDER_RELEASES)
         and not (rule == "constraint-missing-not-valid" and any((index, better) in seen for better in ITS_BETTERS))
         and not any(_plain(lock.table) in new for lock in locks(statements[index])[:1])
     ]
@@ -283,6 +300,8 @@ def plan_as_json(plan: Plan, sizes: Mapping[str, Size]) -> list[dict[str, Any]]:
         {
             "revision": one.revision.revision,
             "message": one.revision.message,
+            "phase": one.revision.phase,
+            "bridged": [*map(str, one.bridged)],
             "statements": [
                 {
                     "sql": statement.sql,
@@ -314,21 +333,28 @@ def render_plan(plan: Plan, sizes: Mapping[str, Size]) -> str:
     """
     parts = []
     for one in plan.revisions:
-        parts.append(f"{one.revision.revision} {one.revision.message}\n")
+        step = " (by the contract step)" if one.revision.phase == "contract" else ""
+        parts.append(f"{one.revision.revision} {one.revision.message}{step}\n")
         for statement, taken in one.statements:
             parts.append(textwrap.indent(f"{statement.sql};\n", "    "))
             parts += [f"        {lock.mode} on {lock.table}{_size(sizes, lock)}: {lock.blocks}\n" for lock in taken]
+        parts += [f"    {rename}: both names work until the contract step\n" for rename in one.bridged]
         parts += [textwrap.indent(f"\n{_rendered(finding)}", "    ") for finding in one.findings]
         parts.append("\n")
     return "".join(parts) + (f"{plan.note}\n" if plan.note else "") or "Nothing is pending.\n"
 
 
-def _review(script: Script) -> list[Finding]:
+def _review(script: Script, *, contract_follows: bool) -> list[Finding]:
     """What is unsafe in a revision, apart from what its author has marked as safe."""
     revision = script.revision
     found = [*_stops(script), *_directions(revision), *findings(script.statements, revision)]
     marks = list(_marks(revision.path))
-    used = {(mark, finding.rule) for finding in found for mark in marks if mark.is_about(finding)}
+    mixed = _mixed(script) if contract_follows else []
+    # A mark on a bridged rename is needed wherever no contract step follows.
+    used = {(mark, finding.rule) for finding in [*found, *mixed] for mark in marks if mark.is_about(finding)}
+    if contract_follows and (mixed or _is_bridged(script)):
+        lines = {one.line for one in script.statements if one.rename}
+        found = [*mixed, *(one for one in found if one.rule not in RENAMING or one.line not in lines)]
     open_ones = [finding for finding in found if not any(mark.is_about(finding) for mark in marks)]
     for mark in marks:
         if not mark.reason:
@@ -390,6 +416,39 @@ def _stops(script: Script) -> list[Finding]:
     return [Finding("needs-a-database", script.revision.revision, script.revision.path, line, sentence, instead)]
 
 
+def _is_bridged(script: Script) -> bool:
+    """Whether an upgrade that a contract step follows keeps the older names of all that the revision does."""
+    return _may_be_bridged(script.revision) and _only_renames(script)
+
+
+def _may_be_bridged(revision: Revision) -> bool:
+    return revision.bridge and revision.phase == "expand"
+
+
+def _only_renames(script: Script) -> bool:
+    others = [one.sql for one in script.statements if not one.rename]
+    return bool(script.renames) and not script.stopped and all(HARMLESS.fullmatch(flat(sql)[0]) for sql in others)
+
+
+def _mixed(script: Script) -> list[Finding]:
+    """Where an upgrade that a contract step follows will stop."""
+    if not script.renames or _only_renames(script) or not _may_be_bridged(script.revision):
+        return []
+    line = next(one.line for one in script.statements if one.rename)
+    sentence = f"{script.revision.revision} does more than rename: an upgrade with --contract-follows stops before it."
+    calls = "\n".join(map(_call, script.renames))
+    instead = f"# in a revision of their own\n{calls}\n# or here, for plain renames\nbridge = False"
+    return [Finding("mixed-rename", script.revision.revision, script.revision.path, line, sentence, instead)]
+
+
+def _call(rename: Rename) -> str:
+    schema = f", schema={_quoted(rename.schema)}" if rename.schema else ""
+    table, old, new = map(_quoted, (rename.table, rename.old, rename.new))
+    if rename.of_table:
+        return f"op.rename_table({old}, {new}{schema})"
+    return f"op.alter_column({table}, {old}, new_column_name={new}{schema})"
+
+
 def _directions(revision: Revision) -> Iterator[Finding]:
     """Whether there is a way up and a way down."""
     functions = {
@@ -447,14 +506,25 @@ def _unreadable(statement: Statement, revision: Revision) -> Finding:
 def _finding(rule: str, violation: Mapping[str, Any], statement: Statement, revision: Revision) -> Finding:
     sentence, instead = violation["message"], violation["help"] or f"{LATER} is in use, and mark it"
     plain, blanked = flat(statement.sql)
+    if rule in OF_OLDER_RELEASES:
+        instead = ANY_STATEMENT.format_map({"statement": _Name(plain)})
     for advice in RULES[rule]:
         if match := advice.pattern.match(blanked):
             spans = {name: match.span(name) for name in match.groupdict()}
             fields = {name: _Name(plain[begin:end] if begin >= 0 else "") for name, (begin, end) in spans.items()}
             fields["statement"] = _Name(plain)
             sentence, instead = advice.danger.format_map(fields), advice.instead.format_map(fields)
+            if rule in RENAMING:
+                instead = f"{_unbridged(revision)}{instead}"
             break
     return Finding(rule, revision.revision, statement.file, statement.line, sentence, instead)
+
+
+def _unbridged(revision: Revision) -> str:
+    """What keeps a revision from being bridged."""
+    if revision.phase == "contract":
+        return '# in a revision without phase = "contract", which is applied while both releases run\n'
+    return "" if revision.bridge else "# in a revision without bridge = False\n"
 
 
 class _Name(str):
@@ -489,10 +559,6 @@ class _Name(str):
     @property
     def sql(self) -> str:
         return _quoted(str(self))[1:-1]
-
-    @property
-    def base(self) -> _Name:
-        return self._and("__base")
 
     @property
     def not_null(self) -> _Name:
@@ -666,6 +732,17 @@ with op.get_context().autocommit_block():
         COMMIT;
     END LOOP; END $$\"\"\")"""
 LATER = "Ship it once no running release uses what"
+CONTRACT = """\
+phase = "contract"  # applied when no task of an older release is left
+
+def upgrade() -> None:
+    """
+OWN = "# in a revision of its own, once "
+ANY_STATEMENT = OWN + "no newer release needs it\n" + CONTRACT + 'op.execute("{statement.sql}")'
+BRIDGED = """
+# In a revision of renames alone both names work until no older task is left, if a contract step follows:
+# migration.contract_after(service) in the stack; by hand, `upgrade --contract-follows`, and `contract` in the end.
+# Give check the option --contract-follows, too."""
 COLUMNS = rf"\((?P<columns>{WORD}(?:, ?{WORD})*)\)"
 
 # The rules that are on: what holds up or breaks a service that is running. The first advice that fits a statement
@@ -803,68 +880,65 @@ RULES: dict[str, tuple[Advice, ...]] = {
     "changing-column-type": (
         _advice(
             r"ALTER TABLE <table> ALTER COLUMN <value> TYPE (?P<type>.+?)(?: USING .*)?$",
-            "Changing {value} to {type} rewrites {table} while reads and writes wait, and breaks queries of the"
-            " running release that count on the old type.",
+            "Changing {value} to {type} rewrites {table} while reads and writes wait, and breaks queries of a running"
+            " release that count on the old type.",
             'op.execute("ALTER TABLE {table.sql} ADD COLUMN {value.successor.sql} {type.sql}")\n'
-            "# then let the release write both, fill {value.successor} in batches, let the next release read it, and"
-            " drop {value}\n# a varchar that gets longer, or becomes text, rewrites nothing: mark it",
+            "# fill {value.successor} in batches while the release writes both; the next one reads it, and has no"
+            " {value} any more\n"
+            "# next revision\n" + CONTRACT + "op.drop_column({table!r}, {value!r}{table.schema})\n"
+            "# a varchar that gets longer, or becomes text, rewrites nothing: mark it",
         ),
     ),
     "renaming-column": (
         _advice(
-            "ALTER TABLE <table> RENAME (?:COLUMN )?<column> TO <new>$",
+            "ALTER TABLE (?:IF EXISTS )?(?:ONLY )?<table> RENAME (?:COLUMN )?<column> TO <new>$",
             "Each query of the running release that names {table}.{column} fails from this rename until the last old"
             " task is gone.",
-            "# {table} becomes a view that has both names; COPY and GROUP BY a primary key need the table itself\n"
-            "# safe: renaming-table - the view takes the name over\n"
-            "op.rename_table({table!r}, {table.base!r}{table.schema})\n"
-            "# safe: renaming-column - the view has both names\n"
-            "op.alter_column({table.base!r}, {column!r}, new_column_name={new!r}{table.schema})\n"
-            'op.execute("CREATE VIEW {table.sql} AS SELECT *, {new.sql} AS {column.sql} FROM {table.base.sql}")\n'
-            "# next revision, once no running release says {column}\n"
-            "# safe: ban-drop-view - the table takes the name over\n"
-            'op.execute("DROP VIEW {table.sql}")\n'
-            "# safe: renaming-table - nobody uses the name in between\n"
-            "op.rename_table({table.base!r}, {table!r}{table.schema})",
+            "op.alter_column({table!r}, {column!r}, new_column_name={new!r}{table.schema})" + BRIDGED,
         ),
     ),
     "renaming-table": (
         _advice(
-            "ALTER TABLE <table> RENAME TO <new>$",
+            "ALTER TABLE (?:IF EXISTS )?<table> RENAME TO <new>$",
             "Each query of the running release on {table} fails from this rename until the last old task is gone.",
-            "# safe: renaming-table - the view keeps the old name\n"
-            "op.rename_table({table!r}, {new!r}{table.schema})\n"
-            'op.execute("CREATE VIEW {table.sql} AS SELECT * FROM {new.sql}")\n'
-            "# next revision, once no running release says {table}\n"
-            "# safe: ban-drop-view - no running release uses it\n"
-            'op.execute("DROP VIEW {table.sql}")',
+            "op.rename_table({table!r}, {new!r}{table.schema})" + BRIDGED,
         ),
     ),
     "ban-drop-column": (
         _advice(
-            "ALTER TABLE <table> DROP COLUMN (?:IF EXISTS )?<column>",
+            "ALTER TABLE <table> DROP COLUMN <column>$",
             "Each query of the running release that names {table}.{column} fails, and its data is gone.",
-            "# in a later deployment, once {column} is out of the models: SQLAlchemy names every mapped column\n"
-            "# safe: ban-drop-column - no running release names it\n"
-            "op.drop_column({table!r}, {column!r}{table.schema})",
+            OWN
+            + "{column} is out of the models: SQLAlchemy names every mapped column\n"
+            + CONTRACT
+            + "op.drop_column({table!r}, {column!r}{table.schema})",
+        ),
+        _advice(
+            "ALTER TABLE (?:IF EXISTS )?(?:ONLY )?<table> DROP COLUMN (?:IF EXISTS )?<column>",
+            "Each query of the running release that names {table}.{column} fails, and its data is gone.",
+            ANY_STATEMENT,
         ),
     ),
     "ban-drop-table": (
         _advice(
-            "DROP TABLE (?:IF EXISTS )?<table>",
+            "DROP TABLE <table>$",
             "Each query of the running release on {table} fails, and its data is gone.",
-            "# in a later deployment, once {table} is out of the models\n"
-            "# safe: ban-drop-table - no running release uses it\n"
-            "op.drop_table({table!r}{table.schema})",
+            OWN + "{table} is out of the models\n" + CONTRACT + "op.drop_table({table!r}{table.schema})",
+        ),
+        _advice(
+            "DROP TABLE (?:IF EXISTS )?<tables...>",
+            "Each query of the running release on {tables} fails, and its data is gone.",
+            ANY_STATEMENT,
         ),
     ),
     "ban-drop-default": (
         _advice(
             "ALTER TABLE <table> ALTER COLUMN <column> DROP DEFAULT$",
             "Inserts of the running release that leave {column} of {table} out get NULL, or fail where it is NOT NULL.",
-            "# in a later deployment, once every insert names {column}\n"
-            "# safe: ban-drop-default - every insert names it\n"
-            "op.alter_column({table!r}, {column!r}, server_default=None{table.schema})",
+            OWN
+            + "every insert names {column}\n"
+            + CONTRACT
+            + "op.alter_column({table!r}, {column!r}, server_default=None{table.schema})",
         ),
     ),
     "ban-drop-view": (),
@@ -884,5 +958,20 @@ RULES: dict[str, tuple[Advice, ...]] = {
 }
 # What is said better by another rule about the same statement.
 ITS_BETTERS = ("adding-foreign-key-constraint", "disallowed-unique-constraint", "adding-serial-primary-key-field")
+RENAMING = ("renaming-column", "renaming-table")
+# What harms nobody once no task of an older release is left, that is, in a contract revision.
+OF_OLDER_RELEASES = (
+    "ban-drop-column",
+    "ban-drop-table",
+    "ban-drop-default",
+    "ban-drop-view",
+    "ban-drop-function",
+    "ban-drop-type",
+    "ban-drop-sequence",
+    "ban-drop-domain",
+    "ban-drop-schema",
+    "ban-drop-extension",
+    "ban-drop-generated-expression",
+)
 # Findings that no mark can settle.
 OURS = ("missing-direction", "mark-without-reason", "unused-mark")

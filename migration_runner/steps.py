@@ -21,12 +21,18 @@ class Journey:
     """Which way to go, and where to.
 
     Args:
-        direction: ``upgrade``, ``downgrade`` or ``stamp``.
+        direction: ``upgrade``, ``downgrade`` or ``stamp``; None to stay.
         target: a revision; None for an empty schema.
+        is_bridged: whether renames keep the older names until a contract.
+        contracted: the revisions whose older names are taken away first.
+        reopened: the revisions whose older names work again.
     """
 
-    direction: str
+    direction: str | None
     target: str | None
+    is_bridged: bool = False
+    contracted: frozenset[str] = frozenset()
+    reopened: frozenset[str] = frozenset()
 
 
 def steps_of(
@@ -40,6 +46,8 @@ def steps_of(
         revisions: the image's, by id.
         script: Alembic's ScriptDirectory of them.
     """
+    if journey.direction is None:
+        return []
     target = journey.target or "base"
     if journey.direction == "stamp":
         stamps: list[StampStep] = script._stamp_revs(target, heads)

@@ -14,6 +14,7 @@ from sqlalchemy import URL, create_engine, make_url, pool
 from sqlalchemy.exc import ArgumentError
 
 from inventory_service.models import Base
+from migration_runner.autogenerate import without_bridges
 
 DRIVER = "postgresql+psycopg2"
 
@@ -53,7 +54,12 @@ def write_sql() -> None:
 def migrate() -> None:
     """Run the migrations in the database."""
     with create_engine(database_url(), poolclass=pool.NullPool).connect() as connection:
-        context.configure(connection=connection, target_metadata=Base.metadata, transaction_per_migration=True)
+        context.configure(
+            connection=connection,
+            target_metadata=Base.metadata,
+            transaction_per_migration=True,
+            include_object=without_bridges(connection),
+        )
         with context.begin_transaction():
             context.run_migrations()
 

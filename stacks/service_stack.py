@@ -55,11 +55,14 @@ class ServiceStack(cdk.Stack):
         self.service = self._inventory_service()
         # The migration makes the role that is rotated.
         self.migration.execute_before(self.service, self._rotation())
+        # Once no task of the older release is left, the older names go away.
+        self.migration.contract_after(self.service)
 
         cdk.CfnOutput(self, "SchemaRevisionBefore", value=self.migration.revision_before)
         cdk.CfnOutput(self, "SchemaRevisionAfter", value=self.migration.revision_after)
         cdk.CfnOutput(self, "MigrationTaskArn", value=self.migration.task_arn)
         cdk.CfnOutput(self, "MigrationSeconds", value=self.migration.duration)
+        cdk.CfnOutput(self, "Contract", value=self.migration.contract_status)
         cdk.Tags.of(self).add("environment", stage.environment)
         cdk.Tags.of(self).add("application", "inventory")
 

@@ -60,8 +60,8 @@ STAGES = {
             backup_retention=cdk.Duration.days(1),
             log_retention=logs.RetentionDays.ONE_MONTH,
             desired_count=1,
-            # A rename is a plain one: the older release must find its column again.
-            on_rollback=OnRollback.DOWNGRADE,
+            # As in production, or what is rehearsed here would be something else; renames keep the older names anyway.
+            on_rollback=OnRollback.KEEP,
             protected=False,
             removal_policy=cdk.RemovalPolicy.DESTROY,
         ),
@@ -73,7 +73,6 @@ STAGES = {
             backup_retention=cdk.Duration.days(7),
             log_retention=logs.RetentionDays.THREE_MONTHS,
             desired_count=2,
-            # As in production, or what is rehearsed here would be something else.
             on_rollback=OnRollback.KEEP,
             protected=True,
             removal_policy=cdk.RemovalPolicy.DESTROY,

@@ -25,6 +25,7 @@ CDK = {"aws_cdk", "constructs", "jsii"}
 HANDLER = {
     "index",
     "aws",
+    "contract",
     "decision",
     "ecs_task",
     "outcome",
@@ -33,6 +34,7 @@ HANDLER = {
     "record",
     "request",
     "rollback",
+    "services",
     "watch",
 }
 
@@ -70,7 +72,7 @@ def packages(path: str) -> set[str]:
             {"inventory_service", "alembic", "sqlalchemy", "psycopg2", "fastapi", "pydantic", "starlette", "uvicorn"}
             | {"botocore"},
         ),
-        ("benchmarks", {"benchmarks", "local_aws", "psycopg2"}),
+        ("benchmarks", {"benchmarks", "local_aws", "psycopg", "psycopg2"}),
         ("docs", {"griffe", "migration_runner"}),
         ("noxfile.py", {"nox", "packaging"}),
         ("scan", CDK | {"app", "cdk_nag", "scan", "stacks"}),

@@ -15,6 +15,8 @@ MAX_REASON = 1000
 MAX_VALUE = 200
 # Of an attribute: a stack's output fails the stack when its attribute is missing.
 UNKNOWN = "-"
+# What a contract is, when that is known.
+OPEN, CLOSED = "open", "closed"
 TRIES = 5
 
 
@@ -36,9 +38,22 @@ class Answer:
     alarming: bool
 
 
-def succeeded(reason: str, before: str, after: str, task: str = UNKNOWN, seconds: str = UNKNOWN) -> Answer:
+def succeeded(
+    reason: str,
+    before: str,
+    after: str,
+    task: str = UNKNOWN,
+    seconds: str = UNKNOWN,
+    contract: str = UNKNOWN,
+) -> Answer:
     """A success, with every attribute."""
-    attributes = {"RevisionBefore": before, "RevisionAfter": after, "TaskArn": task, "Duration": seconds}
+    attributes = {
+        "RevisionBefore": before,
+        "RevisionAfter": after,
+        "TaskArn": task,
+        "Duration": seconds,
+        "Contract": contract,
+    }
     return Answer("SUCCESS", reason, attributes, alarming=False)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
 
-from cfn_response import UNKNOWN
+from cfn_response import CLOSED, UNKNOWN
 from record import Record
 from request import Request
 
@@ -15,6 +15,7 @@ class Action(Enum):
     """What a request leads to."""
 
     RUN = auto()
+    WAIT = auto()
     ANSWER_UNCHANGED = auto()
     REFUSE = auto()
 
@@ -46,12 +47,24 @@ def decide(request: Request, stack_status: str, last: Record) -> Action:
         stack_status: the stack's status now.
         last: old properties can't tell what has been migrated, for they may be those of a failed attempt.
     """
-    if not goes_on(stack_status) or last.refuses_upgrade(request):
+    if not goes_on(stack_status) or last.refuses(request):
         return Action.REFUSE
     # Delivered again, the request that has migrated gets the outcome of its own task.
     has_migrated = last.is_of(request) and last.before != UNKNOWN
     unchanged = request.fingerprint == last.fingerprint and not last.running and not has_migrated
     return Action.ANSWER_UNCHANGED if unchanged and request.kind == "Update" else Action.RUN
+
+
+def decide_contract(request: Request, stack_status: str, last: Record) -> Action:
+    """What to do about a contract while the stack does not roll back; the arguments are those of ``decide``.
+
+    One that is not known to be closed is closed, also when nothing but a service has changed.
+    """
+    if not goes_on(stack_status) or last.closing.refuses(request):
+        return Action.REFUSE
+    lost = last.running or last.closing.running
+    closed = last.contract == CLOSED and last.fingerprint == request.fingerprint and not lost
+    return Action.ANSWER_UNCHANGED if closed else Action.WAIT
 
 
 def asks_for_downgrade(event: Mapping[str, Any]) -> bool:
@@ -63,13 +76,27 @@ def asks_for_downgrade(event: Mapping[str, Any]) -> bool:
     return bool(newer.get("OnRollback") == "DOWNGRADE" and newer.get("Target") != older.get("Target"))
 
 
-def undo(target: str, deployment: Record) -> Undo:
-    """What to do about the schema when a deployment rolls back that asked for a downgrade.
+def undo(targets: Sequence[str], deployment: Record) -> Undo:
+    """What to do about the schema when a deployment rolls back that asked for a downgrade, which ends where it began.
 
     Args:
-        target: the older release's revision.
+        targets: where the older release may have left the schema: it has run its contract, or not.
         deployment: what is known of the upgrade of the deployment that rolls back.
     """
-    if deployment.after == target:
+    if deployment.after in targets:
         return Undo.NOTHING
-    return Undo.DOWNGRADE if deployment.before == target else Undo.NOT_OURS
+    return Undo.DOWNGRADE if deployment.before in targets else Undo.NOT_OURS
+
+
+def asks_for_names(older: Request, newer: Request, deployment: Record) -> bool:
+    """Whether a rollback is one of a deployment whose contract may have taken names from the older release.
+
+    Whichever comes first gives them back, the migration or its contract.
+
+    Args:
+        older: the rollback's request.
+        newer: the request that is rolled back.
+        deployment: what is known of the last deployment, which is another one when that request never arrived.
+    """
+    its_own = deployment.turn_of(newer).release == newer.release
+    return deployment.has_closed and its_own and newer.target != older.target

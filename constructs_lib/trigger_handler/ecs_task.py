@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast, get_args
 
 from aws import CALL_ERRORS, PATIENCE, Aws, passes
 from outcome import has_succeeded, last_words, result_line
-from request import Request
+from request import Request, Step, is_meant
 
 LOGGER = logging.getLogger(__name__)
 STOPPED = "STOPPED"
@@ -23,6 +23,8 @@ LOG_TRIES = 3
 # The result is the last line; a run that was killed has told at each revision where it began.
 LOG_LINES = 1000
 LOG_PATIENCE = 15.0
+# python -m migration_runner STEP
+RUNNERS_COMMAND = 4
 
 Task = dict[str, Any]
 
@@ -126,14 +128,21 @@ class Tasks:
 
     def runs(self, task: Task) -> bool:
         """Whether the task does, and goes on to do, what the request asks for."""
-        same = task["taskDefinitionArn"] == self.request.task_definition
+        same = is_meant(task["taskDefinitionArn"], self.request.task_definition)
         return same and self._command_of(task) == list(self.request.command) and task["desiredStatus"] != STOPPED
 
-    def upgrades_since(self, moment: float) -> list[Task]:
-        """The upgrades that were started since then, in seconds since the epoch, and have ended; the oldest first."""
-        upgrades = [task for task in self._own() if task["lastStatus"] == STOPPED and not self._command_of(task)]
-        recent = [task for task in upgrades if task["createdAt"].timestamp() >= moment]
+    def ended_since(self, moment: float, step: Step) -> list[Task]:
+        """The tasks of a step that were started since then, in seconds since the epoch, and ended; oldest first."""
+        ended = [task for task in self._own() if task["lastStatus"] == STOPPED and self.step_of(task) == step]
+        recent = [task for task in ended if task["createdAt"].timestamp() >= moment]
         return sorted(recent, key=lambda task: task["createdAt"])
+
+    def step_of(self, task: Task) -> Step:
+        """What the task does."""
+        for step in get_args(Step):
+            if step in self._command_of(task)[:RUNNERS_COMMAND]:
+                return cast(Step, step)
+        return "upgrade"
 
     def result(self, task: Task) -> dict[str, Any] | None:
         """The runner's last words at the end of the task's log; None when there are none, or they can't be read."""
@@ -169,7 +178,7 @@ class Tasks:
         """The tasks that ECS still knows; none when the cluster is gone."""
         # startedBy must be the only filter, and then finds what is meant to run, whatever the family's name was. A task
         # that is told to stop is listed as STOPPED while it still runs.
-        own_id = self.request.resource_id
+        own_id = self.request.started_by
         filters = [{"startedBy": own_id}]
         filters += [{"family": family, "desiredStatus": STOPPED} for family in sorted(self.request.families)]
         try:
@@ -232,7 +241,7 @@ class Tasks:
                 launchType="FARGATE",
                 networkConfiguration={"awsvpcConfiguration": network},
                 overrides={"containerOverrides": [command] if request.command else []},
-                startedBy=request.resource_id,
+                startedBy=request.started_by,
                 clientToken=request.client_token(attempt),
             )
         except self.aws.ecs.exceptions.ConflictException as conflict:

@@ -9,15 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 import cfn_response
+import contract
 import notice
-from aws import CALL_ERRORS, PATIENCE, Aws, as_far_as_possible, passes
+from aws import Aws
 from cfn_response import MAX_REASON, Answer, ascii_line, failed, succeeded, too_late
 from decision import Action, asks_for_downgrade, decide, rolls_back
-from ecs_task import NotStartedError, Tasks, TooLateError
-from record import Record, read_record, write_record
-from request import Request, resource_id
-from rollback import keep_schema, let_go, take_back
-from watch import Watch, follow, is_of_earlier_operation, is_over, learn, stack_status, start
+from ecs_task import NotStartedError, TooLateError
+from request import Request, is_of_contract, resource_id
+from rollback import keep_schema, let_go, open_names, take_back
+from watch import Ended, Watch, follow, is_of_earlier_operation, open_deployment, run, stack_status
 
 LOGGER = logging.getLogger(__name__)
 LOGGER.setLevel(logging.INFO)
@@ -60,61 +60,44 @@ def _answer(event: dict[str, Any], context: Any, aws: Aws) -> Answer | None:
     if event["RequestType"] == "Delete":
         return let_go(event, aws)
     if event.get("Continuation"):
-        watch = Watch(**event["Continuation"])
-        return take_back(event, context, aws, watch) if watch.downgrades else follow(event, context, aws, watch)
+        return _go_on(event, context, aws, Watch(**event["Continuation"]))
+    if is_of_contract(event):
+        return contract.answer(event, context, aws)
     status = stack_status(event, aws)
     if not rolls_back(status):
         return _migrate(event, context, aws, status)
-    return take_back(event, context, aws) if asks_for_downgrade(event) else keep_schema(event, aws)
+    return take_back(event, context, aws) if asks_for_downgrade(event) else keep_schema(event, context, aws)
+
+
+def _go_on(event: dict[str, Any], context: Any, aws: Aws, watch: Watch) -> Answer | None:
+    match watch.step:
+        case "upgrade":
+            return _migrated(follow(event, context, aws, watch))
+        case "contract":
+            return contract.answer(event, context, aws, watch)
+        case "downgrade":
+            return take_back(event, context, aws, watch)
+        case "reopen":
+            return open_names(event, context, aws, watch)
 
 
 def _migrate(event: dict[str, Any], context: Any, aws: Aws, status: str) -> Answer | None:
     request = Request.parse(event)
     if is_of_earlier_operation(request, aws):
         return too_late()
-    tasks = Tasks(aws, request)
-    action, record, deployment = _open(aws, request, status)
+    action, record, deployment = open_deployment(aws, request, lambda last: decide(request, status, last))
     if action is Action.REFUSE:
         return too_late()
-    again = record.is_of(request) and record.running
     if action is Action.ANSWER_UNCHANGED:
-        return succeeded("No migration has changed since the last deployment.", record.after, record.after)
-
-    try:
-        watch = start(event, tasks, deployment.began)
-    except NotStartedError:
-        with as_far_as_possible("the record still says that a task may run"):
-            if not (again or tasks.passed_over or is_over(event, aws, request)):
-                write_record(aws, request, replace(deployment, running=False))
-        raise
-    if not tasks.passed_over:
-        return follow(event, context, aws, watch)
-    # Their invocation, or the answer to its call, was lost: what they have done must not be.
-    learned = replace(learn(tasks, request, deployment, tasks.passed_over), running=True)
-    return follow(event, context, aws, watch, learned)
+        reason = "No migration has changed since the last deployment."
+        return succeeded(reason, record.after, record.after, contract=record.contract)
+    return _migrated(run(event, context, aws, request, record, deployment))
 
 
-def _open(aws: Aws, request: Request, status: str) -> tuple[Action, Record, Record]:
-    """What is to be done, the record as it was, and as it is now: the request's own, unless that is refused.
-
-    Without it a rollback could not tell what this deployment has applied. SSM knows no condition for a write, so it is
-    read again before each try: meanwhile it may have become that of a newer request.
-    """
-    began = aws.now()
-    while True:
-        record = read_record(aws, request)
-        action = decide(request, status, record)
-        deployment = record.opened_for(request, aws.now(), runs=action is Action.RUN)
-        try:
-            if action is not Action.REFUSE:
-                write_record(aws, request, deployment, patience=0)
-        except CALL_ERRORS as error:
-            waited = aws.now() - began
-            if waited > PATIENCE or not passes(error, waited):
-                raise
-            aws.sleep(2)
-        else:
-            return action, record, deployment
+def _migrated(ended: Ended | None) -> Answer | None:
+    if ended is None:
+        return None
+    return ended.succeeded(ended.outcome.reason) if ended.outcome.succeeded else failed(ended.outcome.reason)
 
 
 def _log(event: str, fields: Mapping[str, Any]) -> None:

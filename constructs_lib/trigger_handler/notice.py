@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aws import Aws
-from cfn_response import UNKNOWN, Answer, ascii_line
-from request import stack_name
+from cfn_response import OPEN, UNKNOWN, Answer, ascii_line
+from request import is_of_contract, migration_of, stack_name
 
 LOGGER = logging.getLogger(__name__)
 NAMESPACE = "DatabaseMigration"
@@ -41,10 +41,15 @@ def _metrics(event: Mapping[str, Any], answer: Answer, now: float) -> dict[str, 
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html
     """
     values: dict[str, float] = {"Failures": int(answer.alarming)}
-    units = {"Failures": "Count", "Duration": "Seconds"}
+    units = {"Failures": "Count", "Duration": "Seconds", "OpenContracts": "Count"}
     if (seconds := answer.attributes.get("Duration", UNKNOWN)) != UNKNOWN:
         values["Duration"] = float(seconds)
-    dimensions = {"Stack": stack_name(event["StackId"]), "Migration": event["LogicalResourceId"]}
+    contract = answer.attributes.get("Contract", OPEN if answer.alarming else UNKNOWN)
+    if is_of_contract(event) and contract != UNKNOWN:
+        values["OpenContracts"] = int(contract == OPEN)
+    # A contract counts as its migration, whose alarm is to tell of both.
+    stack_id, logical_id = migration_of(event)
+    dimensions = {"Stack": stack_name(stack_id), "Migration": logical_id}
     directive = {
         "Namespace": NAMESPACE,
         "Dimensions": [list(dimensions)],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cfn_response import MAX_REASON, UNKNOWN, ascii_line
+from cfn_response import CLOSED, MAX_REASON, OPEN, UNKNOWN, ascii_line
 from record import Record
 from request import Request, stack_name, task_id
 
@@ -75,7 +75,10 @@ EXIT_CODES = {
 # What a log group's name may add, at 512 characters, must leave room for the sentence and the way out.
 MAX_LINK = 400
 MIN_SENTENCE = 200
-MAX_ERROR, MAX_DOWNGRADE_ERROR = 400, 150
+MAX_ERROR, MAX_SHORT_ERROR = 400, 150
+MAX_LEFT = 300
+# What failed when it was no revision.
+UNNAMED = {"upgrade": "{}", "contract": "contract", "downgrade": "back to {}", "reopen": "reopen {}"}
 # What the runner says of a schema without any revision.
 EMPTY = "base"
 OR_PROCEED = ' on_database_ahead="proceed" would let this release pass.'
@@ -90,20 +93,29 @@ class Outcome:
     Attributes:
         succeeded: whether the schema is where the request wants it, or may pass all the same.
         untouched: of a failure, whether the schema is known to be as it was.
+        never_ran: whether the container was never started.
         sentence: one or two sentences for a person.
         where: where to read on; empty after a success.
         before: the revision before the run, "-" when unknown.
         after: the revision after the run, "-" when unknown.
         ahead: whether it may pass although the schema is ahead of the release.
+        left: what a contract still has to do; None when that is unknown.
     """
 
     succeeded: bool
     untouched: bool
+    never_ran: bool
     sentence: str
     where: str
     before: str
     after: str
     ahead: bool
+    left: tuple[str, ...] | None
+
+    @property
+    def contract(self) -> str:
+        """``open`` or ``closed``; "-" when unknown."""
+        return UNKNOWN if self.left is None else OPEN if self.left else CLOSED
 
     @property
     def reason(self) -> str:
@@ -119,8 +131,9 @@ class Outcome:
         """
         # The first of several tasks has found the schema as it was.
         before = self.before if deployment.before == UNKNOWN else deployment.before
+        contract = deployment.contract if self.never_ran else self.contract
         if self.untouched and self.after in (UNKNOWN, deployment.after):
-            return replace(deployment, before=before, running=False)
+            return replace(deployment, before=before, contract=contract, running=False)
         # A schema that is ahead of the release has more than its migrations, and may be ahead of the next one too.
         at_target = self.succeeded and not self.ahead
         return replace(
@@ -128,8 +141,23 @@ class Outcome:
             fingerprint=fingerprint if at_target else UNKNOWN,
             before=before,
             after=self.after,
+            contract=contract,
             running=False,
         )
+
+    def closed_in(self, deployment: Record) -> Record:
+        """What is known of the deployment after this, which is what its contract has done."""
+        closing = replace(deployment.closing, running=False)
+        if self.never_ran:
+            return replace(deployment, closing=closing, has_closed=False)
+        return replace(deployment, after=self.after, contract=self.contract, closing=closing)
+
+    def reopened_in(self, deployment: Record) -> Record:
+        """What is known of the deployment after this, which is what the reopening of its contract has done."""
+        if self.never_ran:
+            return deployment
+        known = replace(deployment, after=self.after, contract=self.contract)
+        return known.reopened() if self.succeeded else known
 
 
 def stuck(downgrade: Request, sentence: str, where: str = "") -> str:
@@ -140,6 +168,56 @@ def stuck(downgrade: Request, sentence: str, where: str = "") -> str:
     command = f"aws cloudformation continue-update-rollback --stack-name {stack_name(downgrade.stack_id)}"
     way_out = f"To try again: {command}. To keep the schema: {command} --resources-to-skip {downgrade.logical_id}."
     return _joined(f"The schema could not be taken back to {downgrade.target}: {sentence}", where, way_out)
+
+
+def closed(outcome: Outcome) -> str:
+    """What a contract has done that has succeeded."""
+    if outcome.left is None:
+        return _joined("The contract has been run; whether anything is left of it is unknown.", outcome.sentence)
+    if not outcome.left:
+        return _joined("The contract is closed: only the new names are left.", outcome.sentence)
+    left = ascii_line(", ".join(outcome.left), MAX_LEFT)
+    return _joined(f"The contract of this release is done. Still open, for a newer release: {left}.", outcome.sentence)
+
+
+def left_open(why: str, where: str = "") -> str:
+    """A contract that is still open: why, what that means, and what closes it."""
+    meaning = (
+        "Nothing is broken: what is open works under its old and its new name. The next deployment closes it, or a "
+        "task of this release with the command: python -m migration_runner contract."
+    )
+    return _joined(f"The contract is still open: {why}", where, meaning)
+
+
+def not_closed(why: str, where: str = "") -> str:
+    """A contract that fails its deployment because it is still open, and is required."""
+    return _joined(f"The contract is still open, and this deployment requires it: {why}", where)
+
+
+def deleted(deployment: Record, *, rolls_back: bool) -> str:
+    """What is left open, or missing, when the resource of a contract is being deleted; empty for nothing."""
+    if rolls_back and deployment.has_closed and deployment.before not in (UNKNOWN, deployment.after):
+        return (
+            "The stack rolls back, but its contract has taken names away that the older release may need. To open "
+            f"them, run in the newer image: python -m migration_runner reopen {deployment.before}."
+        )
+    if deployment.contract == OPEN:
+        return (
+            "The contract is still open while its resource is being deleted: what is open works under its old and its "
+            "new name. A release with a contract closes it, or a task of the newer image with the command: "
+            "python -m migration_runner contract."
+        )
+    return ""
+
+
+def names_missing(reopen: Request, sentence: str, where: str = "") -> str:
+    """Why a rollback could not give the older release its names back, and what does."""
+    way_out = f"To open them, run in the newer image: {' '.join(reopen.command)}."
+    return _joined(
+        "The stack rolls back, but the names that the older release needs could not be opened again: " + sentence,
+        where,
+        way_out,
+    )
 
 
 def kept(downgrade: Request, deployment: Record) -> str:
@@ -157,11 +235,11 @@ def result_line(message: str) -> dict[str, Any] | None:
     line = _event(message, "migration.result")
     if line is None:
         return None
-    applied, error = line.get("applied"), line.get("error")
-    if not isinstance(applied, list | None) or not isinstance(error, dict | None):
+    applied, left, error = line.get("applied"), line.get("open"), line.get("error")
+    if not isinstance(applied, list | None) or not isinstance(left, list | None) or not isinstance(error, dict | None):
         return None
     details = [(error or {}).get(name) for name in ("kind", "revision", "message", "hint")]
-    texts = [line.get("from"), line.get("at"), *(applied or []), *details]
+    texts = [line.get("from"), line.get("at"), *(applied or []), *(left or []), *details]
     return line if all(isinstance(text, str | None) for text in texts) else None
 
 
@@ -204,15 +282,21 @@ def judge(task: Mapping[str, Any], result: Mapping[str, Any] | None, request: Re
     said = result or {}
     container = _container(task, request)
     before, after = (str(said.get(name) or UNKNOWN) for name in ("from", "at"))
+    left = None if said.get("open") is None else tuple(said["open"])
     if has_succeeded(task, request):
         ahead = container["exitCode"] == AHEAD
-        after = request.target if after == UNKNOWN and not ahead else after
+        moves = request.step in ("upgrade", "downgrade")
+        after = request.target if after == UNKNOWN and not ahead and moves else after
+        # An older release passes with 0 as long as both names work that a newer one has made.
+        ahead = ahead or (request.step == "upgrade" and after not in (*request.targets, said.get("target")))
         sentence = f"The schema is at {after}{', ahead of this release, which may pass' if ahead else ''}."
-        return Outcome(True, False, sentence, "", before, after, ahead)
+        sentence = sentence if after != UNKNOWN else ""
+        return Outcome(True, False, False, sentence, "", before, after, ahead, left)
     never_ran = task["lastStatus"] == "STOPPED" and container.get("exitCode") is None and "startedAt" not in task
     where = f"Task {task_id(task['taskArn'])}." if never_ran else _where(task, request)
     untouched = never_ran or (bool(said) and before == after and not said.get("applied"))
-    return Outcome(False, untouched, _cause(task, container, said, request), where, before, after, False)
+    sentence = _cause(task, container, said, request)
+    return Outcome(False, untouched, never_ran, sentence, where, before, after, False, left)
 
 
 def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[str, Any], request: Request) -> str:
@@ -221,10 +305,10 @@ def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[
     error = said.get("error") or {}
     facts = {
         # So that what comes after it, above all where the schema is, is never cut.
-        "error": ascii_line(_error(error), MAX_DOWNGRADE_ERROR if request.downgrades else MAX_ERROR),
+        "error": ascii_line(_error(error), MAX_ERROR if request.step == "upgrade" else MAX_SHORT_ERROR),
         "memory": request.memory_limit_mib,
-        "or_proceed": "" if request.downgrades else OR_PROCEED,
-        "revision": error.get("revision") or (f"back to {request.target}" if request.downgrades else request.target),
+        "or_proceed": OR_PROCEED if request.step == "upgrade" else "",
+        "revision": error.get("revision") or UNNAMED[request.step].format(request.target),
         "schema": _schema(said),
         "stopped_reason": stopped_reason,
     }

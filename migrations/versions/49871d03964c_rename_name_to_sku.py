@@ -16,9 +16,7 @@ depends_on: str | tuple[str, ...] | None = None
 
 
 def upgrade() -> None:
-    # safe: renaming-column - the service that says sku is deployed right after it, and until then requests may fail
     op.alter_column("parent_items", "name", new_column_name="sku")
-    # safe: renaming-column - as above
     op.alter_column("child_items", "name", new_column_name="sku")
 
 

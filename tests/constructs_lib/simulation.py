@@ -40,7 +40,7 @@ LAST_MOMENT = 40
 NEVER = float("inf")
 FUNCTION = "arn:aws:lambda:us-west-2:111122223333:function:trigger"
 LOGICAL_ID = "Migration8F2B1C3D"
-ATTRIBUTES = {"RevisionBefore", "RevisionAfter", "TaskArn", "Duration"}
+ATTRIBUTES = {"RevisionBefore", "RevisionAfter", "TaskArn", "Duration", "Contract"}
 SIGNATURE = "c0ffee"
 # What a short outage may hit for a minute; the trigger is patient for 90 seconds.
 OUTAGE_SECONDS = (5, 20, 60)

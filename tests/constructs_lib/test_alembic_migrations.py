@@ -27,6 +27,19 @@ def test_a_description_is_at_most_100_characters_long_and_ascii_as_cloudformatio
     assert description(r"\ud800") == "aaa ?"
 
 
+def test_contract_revisions_are_listed_apart_and_those_at_the_end_may_be_left(tmp_path: Path) -> None:
+    chain = {**CHAIN, "ddd": "ccc", "eee": "ddd"}
+    migrations = AlembicMigrations(alembic_project(tmp_path, chain, contract=["bbb", "ddd", "eee"]))
+    assert migrations.descriptions == ["ccc change things", "aaa change things"]
+    assert migrations.contract_descriptions == ["eee change things", "ddd change things", "bbb change things"]
+    assert (migrations.target, migrations.targets) == ("eee", ["ccc", "ddd", "eee"])
+
+
+def test_without_contract_revisions_at_the_end_the_head_is_the_only_target(tmp_path: Path) -> None:
+    assert AlembicMigrations(alembic_project(tmp_path / "1", CHAIN)).targets == ["ccc"]
+    assert AlembicMigrations(alembic_project(tmp_path / "2", CHAIN, contract=["bbb"])).targets == ["ccc"]
+
+
 def test_the_fingerprint_is_the_same_wherever_the_project_lies(tmp_path: Path) -> None:
     one, other = (alembic_project(tmp_path / name, CHAIN) for name in ("one", "other"))
     assert AlembicMigrations(one).fingerprint == AlembicMigrations(other).fingerprint
@@ -37,6 +50,7 @@ def test_the_fingerprint_changes_when_a_revision_is_added_edited_or_moved(tmp_pa
         "as it was": alembic_project(tmp_path / "1", CHAIN),
         "added": alembic_project(tmp_path / "2", {**CHAIN, "ddd": "ccc"}),
         "edited": alembic_project(tmp_path / "3", CHAIN, message="change other things"),
+        "marked": alembic_project(tmp_path / "5", CHAIN, contract=["ccc"]),
         "moved": alembic_project(tmp_path / "4", {"bbb": None, "aaa": "bbb", "ccc": "aaa"}),
     }
     assert len({AlembicMigrations(config).fingerprint for config in projects.values()}) == len(projects)

@@ -440,6 +440,7 @@ OTHER_TOOL = {"migrations": None, "command": ["flyway", "migrate"], "version": "
         *[(tool, name, parameter) for tool in ({}, OTHER_TOOL) for name, parameter in OWN_VARIABLES.items()],
         ({}, "DATABASE_URL", "database_secret"),
         ({}, "SERVICE_SECRET", "service_secret"),
+        ({}, "MIGRATION_CONTRACT_FOLLOWS", "contract_after"),
     ],
 )
 def test_a_variable_that_a_parameter_is_for_is_refused_and_its_value_not_shown(

@@ -12,7 +12,13 @@ from request import Request, resource_id
 from tests.constructs_lib.world import STACK, World
 
 OLD, NEW = "48871d03964b", "49871d03964c"
-RECORDED = Record("same", OLD, NEW)
+
+
+def recorded(fingerprint: str, before: str, after: str) -> Record:
+    return Record(fingerprint=fingerprint, before=before, after=after)
+
+
+RECORDED = recorded("same", OLD, NEW)
 
 
 def request(kind: str, fingerprint: str) -> Request:
@@ -78,19 +84,19 @@ def test_an_id_fits_started_by_and_tells_stacks_and_resources_apart() -> None:
 @pytest.mark.parametrize(
     ("deployment", "way"),
     [
-        (Record("new", OLD, NEW), Undo.DOWNGRADE),
-        (Record("-", OLD, "4a"), Undo.DOWNGRADE),
-        (Record("-", OLD, "-"), Undo.DOWNGRADE),
-        (Record("old", "-", OLD), Undo.NOTHING),
-        (Record("old", OLD, OLD), Undo.NOTHING),
-        (Record("new", NEW, NEW), Undo.NOT_OURS),
-        (Record("new", "-", NEW), Undo.NOT_OURS),
-        (Record("-", "4a", NEW), Undo.NOT_OURS),
+        (recorded("new", OLD, NEW), Undo.DOWNGRADE),
+        (recorded("-", OLD, "4a"), Undo.DOWNGRADE),
+        (recorded("-", OLD, "-"), Undo.DOWNGRADE),
+        (recorded("old", "-", OLD), Undo.NOTHING),
+        (recorded("old", OLD, OLD), Undo.NOTHING),
+        (recorded("new", NEW, NEW), Undo.NOT_OURS),
+        (recorded("new", "-", NEW), Undo.NOT_OURS),
+        (recorded("-", "4a", NEW), Undo.NOT_OURS),
         (Record(), Undo.NOT_OURS),
     ],
 )
 def test_a_rollback_undoes_only_what_is_known_to_have_begun_at_the_older_release(deployment: Record, way: Undo) -> None:
-    assert undo(OLD, deployment) is way
+    assert undo([OLD], deployment) is way
 
 
 @pytest.mark.parametrize(
@@ -149,19 +155,19 @@ def test_a_request_is_refused_by_what_came_after_it() -> None:
     world = World()
     first, back, second, again = (sent(world, name) for name in ("first", "back", "second", "again"))
     record = Record().opened_for(first, 1.0, runs=True)
-    assert (record.began, record.refuses_upgrade(first), record.refuses_rollback(first)) == (first.sent, False, True)
+    assert (record.began, record.refuses(first), record.refuses_rollback(first)) == (first.sent, False, True)
     record = record.taken_back_by(back)
-    assert (record.refuses_upgrade(first), record.refuses_upgrade(back)) == (True, True)
+    assert (record.refuses(first), record.refuses(back)) == (True, True)
     assert (record.refuses_rollback(first), record.refuses_rollback(back)) == (True, False)
-    record = record.closed().opened_for(second, 3.0, runs=True)
-    assert all(record.refuses_upgrade(one) and record.refuses_rollback(one) for one in (first, back))
-    assert (record.refuses_upgrade(second), record.refuses_rollback(again)) == (False, False)
+    record = record.closed_by(back).opened_for(second, 3.0, runs=True)
+    assert all(record.refuses(one) and record.refuses_rollback(one) for one in (first, back))
+    assert (record.refuses(second), record.refuses_rollback(again)) == (False, False)
 
 
 def test_a_first_delivery_that_comes_after_a_newer_request_is_refused() -> None:  # C5
     world = World()
     late, newer = sent(world, "late"), sent(world, "newer")
-    assert Record().opened_for(newer, 1.0, runs=True).refuses_upgrade(late)
+    assert Record().opened_for(newer, 1.0, runs=True).refuses(late)
     assert Record().taken_back_by(newer).refuses_rollback(late)
 
 
@@ -171,7 +177,7 @@ def test_an_address_without_a_date_refuses_nothing(address: str) -> None:
     assert unknown.sent == 0
     record = Record(newest=1e9).opened_for(unknown, 7.0, runs=True)
     assert (record.began, record.newest) == (7.0, 1e9)
-    assert not record.refuses_upgrade(unknown)
+    assert not record.refuses(unknown)
 
 
 def sent(world: World, name: str) -> Request:

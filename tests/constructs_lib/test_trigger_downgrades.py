@@ -54,6 +54,7 @@ def test_a_rollback_takes_the_schema_back_in_the_newer_image() -> None:  # C8
         "RevisionAfter": OLD,
         "TaskArn": "",
         "Duration": "7",
+        "Contract": "-",
     }
     assert commands(world) == [[], [DOWNGRADE]]
     assert world.called("RunTask")[1]["taskDefinition"] == NEWER_IMAGE

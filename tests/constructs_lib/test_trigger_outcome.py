@@ -21,6 +21,10 @@ REQUEST = Request.parse(World().request("Update"))
 IMAGE = "111122223333.dkr.ecr.us-west-2.amazonaws.com/cdk-hnb659fds-container-assets-111122223333-us-west-2:0c9f"
 
 
+def known(fingerprint: str, before: str, after: str, **fields: Any) -> Record:
+    return Record(fingerprint=fingerprint, before=before, after=after, **fields)
+
+
 TEXT = st.none() | st.text(max_size=9)
 ANYTHING = st.recursive(
     TEXT | st.booleans() | st.integers() | st.floats(),
@@ -437,7 +441,10 @@ def test_where_a_database_is_that_is_ahead_stays_unknown_when_the_runner_does_no
 
 
 DOWNGRADE = replace(
-    REQUEST, target="48871d03964b", command=("python", "-m", "migration_runner", "downgrade", "48871d03964b")
+    REQUEST,
+    target="48871d03964b",
+    step="downgrade",
+    command=("python", "-m", "migration_runner", "downgrade", "48871d03964b"),
 )
 
 
@@ -466,7 +473,7 @@ def test_a_log_link_that_is_too_long_is_left_out() -> None:
 
 
 def test_what_is_kept_says_where_the_schema_is_and_how_it_is_taken_back() -> None:
-    sentence = kept(DOWNGRADE, Record("new", "-", "50"))
+    sentence = kept(DOWNGRADE, known("new", "-", "50"))
     assert "it was last seen at 50" in sentence
     assert sentence.endswith("run in the newer image: python -m migration_runner downgrade 48871d03964b.")
 
@@ -500,20 +507,20 @@ def test_a_release_that_passes_is_ahead_only_when_the_runner_says_so(code: int) 
 def test_the_first_task_that_tells_has_seen_where_the_deployment_began() -> None:
     first = judge(exited(1), {**FAILED, "from": "4a", "at": "4b", "applied": ["4b"]}, REQUEST)
     second = judge(exited(1), {**FAILED, "from": "4b", "at": "4b", "applied": []}, REQUEST)
-    record = second.added_to(first.added_to(Record("f", "-", "4a", running=True), "-"), "-")
-    assert record == Record("-", "4a", "4b")
+    record = second.added_to(first.added_to(known("f", "-", "4a", running=True), "-"), "-")
+    assert record == known("-", "4a", "4b")
 
 
 def test_a_failure_that_has_moved_nothing_leaves_what_is_known() -> None:
     failure = judge(exited(1), {**FAILED, "from": "4a", "at": "4a", "applied": []}, REQUEST)
-    assert failure.added_to(Record("f", "-", "4a", running=True), "g") == Record("f", "4a", "4a")
-    assert failure.added_to(Record("f", "-", "other", running=True), "g") == Record("-", "4a", "4a")
+    assert failure.added_to(known("f", "-", "4a", running=True), "g") == known("f", "4a", "4a")
+    assert failure.added_to(known("f", "-", "other", running=True), "g") == known("-", "4a", "4a")
     never_ran = judge(not_started("CannotPullContainerError"), None, REQUEST)
-    assert never_ran.added_to(Record("f", "-", "4a", running=True), "g") == Record("f", "-", "4a")
+    assert never_ran.added_to(known("f", "-", "4a", running=True), "g") == known("f", "-", "4a")
 
 
 def test_a_success_gives_the_schema_its_fingerprint_unless_it_is_ahead() -> None:
-    success = judge(exited(0), {**SUCCEEDED, "from": "4a", "at": "4b"}, REQUEST)
-    assert success.added_to(Record("f", "-", "4a", running=True), "g") == Record("g", "4a", "4b")
+    success = judge(exited(0), {**SUCCEEDED, "from": "4a", "at": "4b"}, replace(REQUEST, targets=("4b",)))
+    assert success.added_to(known("f", "-", "4a", running=True), "g") == known("g", "4a", "4b")
     ahead = judge(exited(5), {**FAILED, "from": "50", "at": "50"}, replace(REQUEST, on_database_ahead="proceed"))
-    assert ahead.added_to(Record("f", "-", "4a", running=True), "g") == Record("-", "50", "50")
+    assert ahead.added_to(known("f", "-", "4a", running=True), "g") == known("-", "50", "50")

@@ -27,7 +27,7 @@ from tests.constructs_lib.world import (
     fault,
 )
 
-ATTRIBUTES = {"RevisionBefore", "RevisionAfter", "TaskArn", "Duration"}
+ATTRIBUTES = {"RevisionBefore", "RevisionAfter", "TaskArn", "Duration", "Contract"}
 OLDER = json.dumps({"fingerprint": "old", "before": "-", "after": "48871d03964b"})
 MIGRATED = json.dumps({"fingerprint": "new", "before": "48871d03964b", "after": "49871d03964c"})
 
@@ -94,6 +94,7 @@ def test_an_update_without_new_migrations_is_answered_without_a_call_to_ecs() ->
         "RevisionAfter": "49871d03964c",
         "TaskArn": "-",
         "Duration": "-",
+        "Contract": "-",
     }
     assert {name for name, _ in world.calls} == {"DescribeStacks", "GetParameter", "PutParameter"}
 

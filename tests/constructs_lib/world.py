@@ -43,6 +43,16 @@ PROPERTIES = {
     "RecordParameter": "record",
     "Revisions": ["49871d03964c rename name to sku", "48871d03964b create items"],
 }
+SERVICE = "arn:aws:ecs:us-west-2:111122223333:service/dev-inventory-cluster/dev-inventory-service"
+OLDER_WEB, NEWER_WEB = (
+    f"arn:aws:ecs:us-west-2:111122223333:task-definition/dev-inventory-service:{number}" for number in (3, 4)
+)
+CONTRACT = {
+    "Command": ["python", "-m", "migration_runner", "contract"],
+    "Services": [{"Cluster": CLUSTER, "Service": SERVICE, "TaskDefinition": NEWER_WEB}],
+    "Required": "false",
+    "Migration": {"StackId": STACK, "LogicalId": "Migration8F2B1C3D"},
+}
 SUCCEEDED = {"event": "migration.result", "from": "48871d03964b", "at": "49871d03964c", "applied": ["49871d03964c"]}
 FAILED = {
     "event": "migration.result",
@@ -85,6 +95,47 @@ class Run:
 
 
 @dataclass
+class Web:
+    """A service: what it runs, since when its deployment is done, and until when older tasks drain."""
+
+    task_definition: str = NEWER_WEB
+    done_at: float = 0
+    drained_at: float = 0
+    status: str = "ACTIVE"
+    rollout: str | None = "COMPLETED"
+
+    def deployments(self, now: float) -> list[dict[str, Any]]:
+        """As ECS describes them."""
+        counts = {"desiredCount": 2, "runningCount": 2 if now >= self.done_at else 1, "pendingCount": 0}
+        newest = {"status": "PRIMARY", "taskDefinition": self.task_definition, **counts}
+        if self.rollout:
+            newest["rolloutState"] = self.rollout if now >= self.done_at else "IN_PROGRESS"
+            newest["rolloutStateReason"] = "ECS deployment circuit breaker: tasks failed to start."
+        older = {"status": "ACTIVE", "taskDefinition": OLDER_WEB, "rolloutState": "COMPLETED", **counts}
+        return [newest, older] if now < self.done_at else [newest]
+
+    def tasks(self, name: str, now: float) -> list[dict[str, Any]]:
+        """As ECS describes them."""
+        older = "STOPPED" if now >= self.drained_at else "DEACTIVATING" if now >= self.done_at else "RUNNING"
+        desired = "STOPPED" if now >= self.done_at else "RUNNING"
+        prefix = f"arn:aws:ecs:us-west-2:111122223333:task/dev-inventory-cluster/{name}"
+        return [
+            {
+                "taskArn": f"{prefix}-new",
+                "taskDefinitionArn": self.task_definition,
+                "lastStatus": "RUNNING",
+                "desiredStatus": "RUNNING",
+            },
+            {
+                "taskArn": f"{prefix}-old",
+                "taskDefinitionArn": OLDER_WEB,
+                "lastStatus": older,
+                "desiredStatus": desired,
+            },
+        ]
+
+
+@dataclass
 class World:
     """All of it at once: give it runs and faults, one for each call or None, deliver requests, read the answers."""
 
@@ -108,27 +159,30 @@ class World:
     undeliverable: int = 0
     messages: list[dict[str, Any]] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
+    services: dict[str, Web] = field(default_factory=dict)
 
     def request(
         self, kind: str, request_id: str = "request-1", old: Mapping[str, Any] | None = None, **properties: Any
     ) -> dict[str, Any]:
         """An event of CloudFormation; ``old`` and ``properties`` are what differs from PROPERTIES.
 
-        Its address is a new one each time, as CloudFormation's are, also when the id is used again.
+        Its address is a new one each time, as CloudFormation's are, also when the id is used again. It is one of the
+        contract when ``properties`` have its services.
         """
+        logical_id = "MigrationContract5D1B0206" if "Services" in properties else "Migration8F2B1C3D"
         event = {
             "RequestType": kind,
             "StackId": STACK,
             "RequestId": request_id,
             "ResponseURL": URL.format(f"{datetime.fromtimestamp(self.clock, UTC):%Y%m%dT%H%M%SZ}", len(self.requests)),
-            "ResourceType": "Custom::DatabaseMigration",
-            "LogicalResourceId": "Migration8F2B1C3D",
+            "ResourceType": "Custom::DatabaseContract" if "Services" in properties else "Custom::DatabaseMigration",
+            "LogicalResourceId": logical_id,
             "ResourceProperties": {**PROPERTIES, **properties},
         }
         if kind == "Update":
             event["OldResourceProperties"] = {**PROPERTIES, **(old or {})}
         if kind != "Create":
-            event["PhysicalResourceId"] = resource_id(STACK, "Migration8F2B1C3D")
+            event["PhysicalResourceId"] = resource_id(STACK, logical_id)
         self.requests.append(event)
         return event
 
@@ -164,7 +218,12 @@ class World:
         """What the function is given."""
         return Aws(
             ecs=self._client(
-                "ecs", RunTask=self._run, ListTasks=self._list, DescribeTasks=self._tell, StopTask=self._stop
+                "ecs",
+                RunTask=self._run,
+                ListTasks=self._list,
+                DescribeTasks=self._tell,
+                StopTask=self._stop,
+                DescribeServices=self._serve,
             ),
             logs=self._client("logs", GetLogEvents=self._log),
             ssm=self._client("ssm", GetParameter=self._get, PutParameter=self._put),
@@ -250,6 +309,9 @@ class World:
         if "startedBy" in filters and len(filters) > 1:
             raise fault("InvalidParameterException", "startedBy must be the only filter.")
         wanted = {"desiredStatus": "RUNNING", **filters}
+        if name := filters.get("serviceName"):
+            tasks = self.services[name].tasks(name, self.clock)
+            return {"taskArns": [one["taskArn"] for one in tasks if one["desiredStatus"] == wanted["desiredStatus"]]}
         arns = []
         for task in map(self._describe, self.tasks):
             family = task["taskDefinitionArn"].rpartition("/")[2].partition(":")[0]
@@ -262,9 +324,24 @@ class World:
     def _tell(self, *, tasks: list[str], **_: Any) -> dict[str, Any]:
         if not 1 <= len(tasks) <= MAX_PAGE:
             raise fault("InvalidParameterException", "Tasks must be from 1 to 100.")
+        serving = {one["taskArn"]: one for name, web in self.services.items() for one in web.tasks(name, self.clock)}
+        if serving.keys() & set(tasks):
+            return {"tasks": [serving[arn] for arn in tasks], "failures": []}
         seen = [a for a in tasks if self.clock >= self.tasks[a][1]["createdAt"].timestamp() + self.unseen_for]
         missing = [{"arn": arn, "reason": "MISSING"} for arn in tasks if arn not in seen]
         return {"tasks": [self._describe(arn) for arn in seen], "failures": missing}
+
+    def _serve(self, *, services: list[str], **_: Any) -> dict[str, Any]:
+        assert 1 <= len(services) <= 10
+        known = [arn for arn in services if arn.rpartition("/")[2] in self.services]
+        described = []
+        for arn in known:
+            name = arn.rpartition("/")[2]
+            web = self.services[name]
+            deployments = web.deployments(self.clock)
+            described.append({"serviceArn": arn, "serviceName": name, "status": web.status, "deployments": deployments})
+        missing = [{"arn": arn, "reason": "MISSING"} for arn in services if arn not in known]
+        return {"services": described, "failures": missing}
 
     def _describe(self, arn: str) -> dict[str, Any]:
         run, task = self.tasks[arn]

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 
 from local_aws import application, release
-from tests.e2e.world import MIGRATION, SERVICE, Deployment, World
+from local_aws.load import Count
+from tests.e2e.world import CONTRACT, MIGRATION, SERVICE, Deployment, World
 
 pytestmark = pytest.mark.e2e
 
@@ -19,11 +20,16 @@ def first_release(world: World) -> Deployment:
 
 
 @pytest.fixture(scope="module")
-def renamed(world: World, first_release: Deployment) -> Deployment:  # noqa: ARG001  # what came before
+def renamed_under_load(world: World, first_release: Deployment) -> tuple[Deployment, dict[str, Count]]:  # noqa: ARG001  # what came before
     release.copy(world.app)
-    deployment = world.deploy()
+    deployment, counts = world.deploy_under_load()
     assert deployment.exit_code == 0, deployment.output
-    return deployment
+    return deployment, counts
+
+
+@pytest.fixture(scope="module")
+def renamed(renamed_under_load: tuple[Deployment, dict[str, Count]]) -> Deployment:
+    return renamed_under_load[0]
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +62,32 @@ def test_the_first_deployment_migrates_an_empty_database_before_it_makes_the_ser
 def test_the_rename_keeps_the_data_and_the_service_updates_only_after_the_migration(
     world: World, first_release: Deployment, renamed: Deployment
 ) -> None:
-    assert renamed.tasks_started == 1
+    assert renamed.tasks_started == 2
     assert renamed.revision == "49871d03964c"
     assert renamed.at(MIGRATION, "UPDATE_COMPLETE") <= renamed.at(SERVICE, "UPDATE_IN_PROGRESS")
     assert renamed.service_pids != first_release.service_pids
     assert [parent["sku"] for parent in world.get("parents")] == ["PUMP-1"]
     assert [child["sku"] for child in world.get("children")] == ["SEAL-7"]
+
+
+def test_the_rename_costs_no_request_of_either_release(
+    renamed_under_load: tuple[Deployment, dict[str, Count]],
+) -> None:
+    _, counts = renamed_under_load
+    print({name: (count.requests, count.errors, round(count.longest, 3)) for name, count in counts.items()})
+    assert {name: (count.errors, count.first_error) for name, count in counts.items()} == {
+        "name": (0, ""),
+        "sku": (0, ""),
+    }
+    assert min(count.requests for count in counts.values()) > 20
+
+
+def test_the_older_name_goes_once_the_service_has_been_updated(world: World, renamed: Deployment) -> None:
+    assert renamed.at(SERVICE, "UPDATE_COMPLETE") <= renamed.at(CONTRACT, "UPDATE_IN_PROGRESS")
+    assert "DevStack.Contract = closed" in renamed.output
+    times = ["created_at", "updated_at"]
+    assert application.columns(world.aws, "parent_items") == ["id", "sku", *times]
+    assert application.columns(world.aws, "child_items") == ["id", "parent_id", "sku", "quantity", *times]
 
 
 def test_cloudformation_knows_within_two_seconds_that_the_task_has_ended(world: World, renamed: Deployment) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,14 +61,21 @@ def execute(world: World, statement: str) -> None:
         connection.commit()
 
 
+def take_back(app: Path) -> None:
+    """A plain rename, which the release before can't live with."""
+    release.rename_plainly(app)
+    release.take_schema_back(app)
+
+
 @pytest.fixture(scope="module")
 def first_release(world: World) -> Deployment:
-    return world.deploy_first_release()
+    return world.deploy_first_release(take_back)
 
 
 @pytest.fixture(scope="module")
 def taken_back(world: World, first_release: Deployment) -> tuple[Rollback, State]:  # noqa: ARG001  # what came before
     release.copy(world.app)
+    take_back(world.app)
     release.break_service(world.app)
     return roll_back(world), world.state()
 
@@ -75,6 +83,7 @@ def taken_back(world: World, first_release: Deployment) -> tuple[Rollback, State
 @pytest.fixture(scope="module")
 def stuck(world: World, taken_back: tuple[Rollback, State]) -> Rollback:  # noqa: ARG001
     release.copy(world.app)
+    take_back(world.app)
     release.break_service(world.app)
     release.break_downgrade(world.app)
     return roll_back(world)
@@ -90,6 +99,7 @@ def freed(world: World, stuck: Rollback) -> str | None:  # noqa: ARG001
 @pytest.fixture(scope="module")
 def skipped(world: World, freed: str | None) -> tuple[Rollback, str | None]:  # noqa: ARG001
     release.copy(world.app)
+    take_back(world.app)
     release.break_service(world.app)
     release.break_downgrade(world.app)
     failed = roll_back(world)
@@ -101,13 +111,14 @@ def skipped(world: World, freed: str | None) -> tuple[Rollback, str | None]:  # 
 @pytest.fixture(scope="module")
 def renamed(world: World, skipped: tuple[Rollback, str | None]) -> Deployment:  # noqa: ARG001
     release.copy(world.app)
+    take_back(world.app)
     return world.deploy()
 
 
 @pytest.fixture(scope="module")
 def kept(world: World, renamed: Deployment) -> tuple[Rollback, State]:  # noqa: ARG001
     release.copy(world.app)
-    release.keep_schema(world.app)
+    release.rename_plainly(world.app)
     release.add_column(world.app)
     release.break_service(world.app)
     return roll_back(world), world.state()
@@ -116,6 +127,7 @@ def kept(world: World, renamed: Deployment) -> tuple[Rollback, State]:  # noqa: 
 @pytest.fixture(scope="module")
 def proceeded(world: World, kept: tuple[Rollback, State]) -> Deployment:  # noqa: ARG001
     release.copy(world.app)
+    release.rename_plainly(world.app)
     release.change_code_only(world.app)
     release.proceed_when_database_is_ahead(world.app)
     # Unchanged since the last recorded success it is not: that was the migration of the release that was rolled back.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from local_aws import application, release
+from local_aws.load import Count, Load
 from local_aws.machine import LocalAws
 
 MIGRATION = "Custom::DatabaseMigration"
+CONTRACT = "Custom::DatabaseContract"
 SERVICE = "AWS::ECS::Service"
 
 
@@ -76,9 +79,21 @@ class World:
             stack_status=self.aws.stack_status("DevStack"),
         )
 
-    def deploy_first_release(self) -> Deployment:
-        """Deploy the release before the rename, and give it a row in each table."""
+    def deploy_under_load(self) -> tuple[Deployment, dict[str, Count]]:
+        """The same, and what the clients of each release have seen meanwhile, by its name of the column."""
+        with Load(self.aws).working() as load:
+            deployment = self.deploy()
+        return deployment, load.counts
+
+    def deploy_first_release(self, prepare: Callable[[Path], None] | None = None) -> Deployment:
+        """Deploy the release before the rename, and give it a row in each table.
+
+        Args:
+            prepare: changes the release first.
+        """
         release.copy_before_the_rename(self.app)
+        if prepare:
+            prepare(self.app)
         deployment = self.deploy()
         assert deployment.exit_code == 0, deployment.output
         parent = self.post("parents", {"name": "PUMP-1"})

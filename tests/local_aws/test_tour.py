@@ -32,12 +32,18 @@ def test_the_rename_is_announced_by_diff_and_the_service_updates_after_the_task_
     assert '[+]   "49871d03964c rename name to sku"' in told[2]
     steps = [
         "Custom::DatabaseMigration UPDATE_IN_PROGRESS",
-        "the migration's task has stopped, exit code 0",
+        "the task `upgrade` has stopped, exit code 0",
         "Custom::DatabaseMigration UPDATE_COMPLETE",
         "AWS::ECS::Service UPDATE_IN_PROGRESS",
         "AWS::ECS::Service UPDATE_COMPLETE",
+        "Custom::DatabaseContract UPDATE_IN_PROGRESS",
+        "the task `contract` has stopped, exit code 0",
+        "Custom::DatabaseContract UPDATE_COMPLETE",
     ]
     assert re.findall(r"\d\d:\d\d:\d\d\.\d{3}  (.*)", told[2]) == steps
+    counts = re.findall(r"^    \d +(name|sku) +(\d+) +(\d+) +[\d.]+ s$", told[2], re.MULTILINE)
+    assert [(name, int(failed)) for name, _, failed in counts] == [("name", 0), ("sku", 0)]
+    assert all(int(requests) > 20 for _, requests, _ in counts)
     assert '{"id": 1, "sku": "PUMP-1"}' in told[2]
 
 

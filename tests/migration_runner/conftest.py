@@ -113,6 +113,6 @@ def project(tmp_path: Path) -> Project:
     return Project(ini.parent)
 
 
-def revision(name: str, *parents: str) -> Revision:
+def revision(name: str, *parents: str, phase: str = "expand") -> Revision:
     """A revision for decisions that need no file."""
-    return Revision(name, parents, (), f"step {name}", "0" * 64, f"{name}.py")
+    return Revision(name, parents, (), f"step {name}", "0" * 64, f"{name}.py", phase=phase)

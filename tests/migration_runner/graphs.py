@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from hypothesis import HealthCheck, settings
@@ -44,13 +44,22 @@ def graphs(draw: st.DrawFn, largest: int = 8) -> Graph:
     return graph
 
 
-def written(folder: Path, graph: Graph) -> Path:
+@st.composite
+def phased(draw: st.DrawFn) -> tuple[Graph, set[str]]:
+    """A graph, and which of its revisions are contract ones: neither the first nor a merge can be."""
+    graph = draw(graphs())
+    ones = [name for name, (parents, _) in graph.items() if len(parents) == 1]
+    return graph, draw(st.sets(st.sampled_from(ones))) if ones else set()
+
+
+def written(folder: Path, graph: Graph, contract: Collection[str] = ()) -> Path:
     versions = folder / "migrations" / "versions"
     versions.mkdir(parents=True)
     (folder / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s/migrations\n")
     for name, (parents, needs) in graph.items():
         (versions / f"{name}.py").write_text(
             f"revision = {name!r}\ndown_revision = {tuple(parents) or None!r}\ndepends_on = {tuple(needs) or None!r}\n"
+            f"phase = {'contract' if name in contract else 'expand'!r}\n"
             f"def upgrade():\n    pass\ndef downgrade():\n    pass\n"
         )
     return folder / "alembic.ini"

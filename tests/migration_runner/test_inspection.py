@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from contextlib import closing
+from typing import Any
 
 import pytest
 
+from migration_runner import inspection
 from migration_runner.__main__ import main
 from migration_runner.guard import Guard
 from migration_runner.report import Report
+from migration_runner.revisions import read_revisions
 from tests.conftest import Database
 from tests.migration_runner.conftest import Outcome, Project, migrate, run
 
@@ -23,7 +27,7 @@ def two(project: Project) -> Project:
     return project
 
 
-def told(outcome: Outcome, event: str) -> dict[str, object]:
+def told(outcome: Outcome, event: str) -> dict[str, Any]:
     [one] = outcome.named(event)
     return one
 
@@ -48,11 +52,57 @@ def test_status_names_the_files_that_were_edited_after_they_had_been_applied(dat
     assert told(migrate(database, "status", project=two.path), "migration.status")["edited"] == ["aaaa_step.py"]
 
 
+def test_status_fails_for_what_an_upgrade_applies_and_shows_what_a_contract_is_to_do(
+    database: Database, two: Project
+) -> None:
+    two.write("cccc", "bbbb", "op.execute('DROP TABLE t')", phase="contract")
+    two.write("dddd", "cccc", phase="contract")
+    # given a schema in which the newest expand revision is not there yet
+    assert migrate(database, "upgrade", "aaaa", project=two.path).exit_code == 0
+    behind = migrate(database, "status", project=two.path)
+    assert (behind.exit_code, behind.error["kind"]) == (1, "RevisionsPending")
+    assert behind.error["message"] == "Revisions are pending: bbbb."
+    # when it is
+    assert migrate(database, "upgrade", project=two.path).exit_code == 0
+    status = migrate(database, "status", project=two.path)
+    # then nothing is pending, but open
+    assert status.exit_code == 0
+    shown = told(status, "migration.status")
+    assert (shown["current"], shown["head"], shown["pending"]) == (["bbbb"], "dddd", [])
+    assert shown["open"] == ["cccc step cccc", "dddd step dddd"]
+    as_text = migrate(database, "status", "--output-format", "text", project=two.path)
+    assert "pending  0\nopen     cccc step cccc, dddd step dddd\nlock " in as_text.output
+
+
+def test_status_of_an_empty_schema_counts_all_revisions_as_pending(database: Database, two: Project) -> None:
+    two.write("cccc", "bbbb", "op.execute('DROP TABLE t')", phase="contract")
+    shown = told(migrate(database, "status", project=two.path), "migration.status")
+    assert ([one["revision"] for one in shown["pending"]], shown["open"]) == (["aaaa", "bbbb", "cccc"], [])
+
+
+def test_status_shows_the_renames_that_are_open(database: Database, two: Project) -> None:
+    assert migrate(database, "upgrade", project=two.path).exit_code == 0
+    lines = io.StringIO()
+    with closing(database.connect()) as own:
+        report = Report(lines)
+        revisions = read_revisions(two.path / "alembic.ini")
+        guard = Guard(own, report)
+        inspection.status(guard, "public.alembic_version", revisions, ["bbbb"], report, ["t.b -> c"])
+        inspection.plan(two.path / "alembic.ini", [], guard, report, ["t.b -> c"])
+    assert [json.loads(line)["open"] for line in lines.getvalue().splitlines()] == [["t.b -> c"]] * 2
+
+
+def test_a_plan_shows_the_renames_that_are_open(two: Project) -> None:
+    lines = io.StringIO()
+    inspection.plan(two.path / "alembic.ini", [], None, Report(lines, "text"), ["t.b -> c"])
+    assert lines.getvalue() == "t.b -> c is open: both names work until a contract step.\nNothing is pending.\n"
+
+
 def test_a_plan_is_about_what_is_pending_and_how_large_its_tables_are(database: Database, two: Project) -> None:
     assert migrate(database, "upgrade", "aaaa", project=two.path).exit_code == 0
     plan = migrate(database, "plan", "--output-format", "json", project=two.path)
     assert plan.exit_code == 0
-    [pending] = json.loads(json.dumps(told(plan, "migration.plan")["revisions"]))
+    [pending] = told(plan, "migration.plan")["revisions"]
     assert pending["revision"] == "bbbb"
     [statement] = pending["statements"]
     assert statement["sql"] == "ALTER TABLE t ADD COLUMN c int"
@@ -97,9 +147,13 @@ def test_a_check_of_two_heads_is_wrong_use(two: Project) -> None:
 def test_the_history_tells_what_was_applied_and_when(database: Database, two: Project) -> None:
     without = run("history", project=two.path, environment={})
     assert without.output == "aaaa -> bbbb (head)  step bbbb\nbase -> aaaa  step aaaa\n"
+    two.write("cccc", "bbbb", phase="contract")
+    with_contract = run("history", project=two.path, environment={})
+    assert with_contract.output.splitlines()[0] == "bbbb -> cccc (head, contract)  step cccc"
     migrate(database, "upgrade", "aaaa", project=two.path)
     known = migrate(database, "history", "--output-format", "json", project=two.path).named("migration.revision_known")
     assert [(one["revision"], one["state"], one["applied_at"] is None) for one in known] == [
+        ("cccc", "pending", True),
         ("bbbb", "pending", True),
         ("aaaa", "applied", False),
     ]

@@ -26,7 +26,7 @@ from migration_runner.revisions import (
 )
 from tests.conftest import Database
 from tests.migration_runner.conftest import BARE_ENVIRONMENT, Project, migrate, migrate_here
-from tests.migration_runner.graphs import FIXED, Graph, graphs, written
+from tests.migration_runner.graphs import FIXED, Graph, phased, written
 
 # An empty version table is Alembic's first step, and changes nothing.
 RELATIONS = """
@@ -76,10 +76,10 @@ def test_a_wrong_command_line_ends_with_2(
 
 
 @settings(FIXED, max_examples=25)
-@given(graph=graphs())
-def test_of_any_project_it_says_what_the_files_say(graph: Graph) -> None:
+@given(drawn=phased())
+def test_of_any_project_it_says_what_the_files_say(drawn: tuple[Graph, set[str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        config = written(Path(folder), graph)
+        config = written(Path(folder), *drawn)
         revisions = read_revisions(config)
         write_manifest(config)
         read = read_manifest(config)
@@ -112,16 +112,16 @@ def test_a_project_is_read_from_its_manifest_wherever_a_run_starts(
     assert here == read_manifest("project/alembic.ini") == read_manifest(ini(project))
 
 
-def test_phase_and_lock_timeout_of_a_revision_are_read(project: Project) -> None:
+def test_phase_lock_timeout_and_bridge_of_a_revision_are_read(project: Project) -> None:
     project.write("aaaa", None)
-    project.write("bbbb", "aaaa", phase="expand", lock_timeout="250ms")
-    project.write("cccc", "bbbb", phase="contract", lock_timeout="2 min")
-    expected = [("contract", "2 min"), ("expand", "250ms"), ("expand", None)]
-    assert [(one.phase, one.lock_timeout) for one in read_revisions(ini(project))] == expected
+    project.write("bbbb", "aaaa", phase="expand", lock_timeout="250ms", bridge=False)
+    project.write("cccc", "bbbb", phase="contract", lock_timeout="2 min", bridge=True)
+    expected = [("contract", "2 min", True), ("expand", "250ms", False), ("expand", None, True)]
+    assert [(one.phase, one.lock_timeout, one.bridge) for one in read_revisions(ini(project))] == expected
     write_manifest(ini(project))
     read = read_manifest(ini(project))
     assert read is not None
-    assert [(one.phase, one.lock_timeout) for one in read[0]] == expected
+    assert [(one.phase, one.lock_timeout, one.bridge) for one in read[0]] == expected
 
 
 @pytest.mark.parametrize(
@@ -130,11 +130,13 @@ def test_phase_and_lock_timeout_of_a_revision_are_read(project: Project) -> None
         {"phase": "later"}, {"phase": ""}, {"phase": 0}, {"phase": ["expand"] * 2}, {"lock_timeout": 0},
         {"lock_timeout": 100}, {"lock_timeout": "soon"}, {"lock_timeout": "-1s"}, {"lock_timeout": "1.5s"},
         {"lock_timeout": "100ms'; DROP TABLE t; --"}, {"lock_timeout": "\u0661s"}, {"lock_timeout": "2147484s"},
-        {"lock_timeout": "9" * 5000},
+        {"lock_timeout": "9" * 5000}, {"bridge": 0}, {"bridge": "False"}, {"bridge": None},
     ],
     ids=lambda wrong: ascii(wrong)[:40],
 )  # fmt: skip
-def test_a_wrong_phase_or_lock_timeout_is_refused_when_it_is_read(project: Project, wrong: dict[str, Any]) -> None:
+def test_a_wrong_phase_lock_timeout_or_bridge_is_refused_when_it_is_read(
+    project: Project, wrong: dict[str, Any]
+) -> None:
     project.write("aaaa", None, **wrong)
     with pytest.raises(RevisionError) as refused:
         read_revisions(ini(project))
@@ -227,7 +229,7 @@ STALE: dict[str, Callable[[Project], object]] = {
     "cut after the first line": lambda project: cut(project, lambda told: told.splitlines(keepends=True)[0]),
     "cut in the middle": lambda project: cut(project, lambda told: told[:-100]),
     "edited itself": lambda project: cut(project, lambda told: told.replace(b"step aaaa", b"step zzzz")),
-    "format": lambda project: header(project, format=2),
+    "format": lambda project: header(project, format=1),
     "no format": lambda project: header(project, format=None),
     "no head": lambda project: header(project, head=None),
     "no files": lambda project: header(project, files=5),

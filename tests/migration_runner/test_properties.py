@@ -30,12 +30,12 @@ from local_aws.postgres import HOST, Postgres
 from migration_runner.database import sqlalchemy_url, wait_for
 from migration_runner.errors import RunError
 from migration_runner.report import Report
-from migration_runner.revisions import RevisionError, head, lineage, read_revisions
+from migration_runner.revisions import Revision, RevisionError, head, lineage, read_revisions
 from migration_runner.settings import connection_parameters
 from migration_runner.steps import Journey, steps_of
-from migration_runner.target import Request, destination, is_at
+from migration_runner.target import Request, destination, is_at, pending_contract
 from tests.conftest import Database
-from tests.migration_runner.graphs import FIXED, Graph, graphs, written
+from tests.migration_runner.graphs import FIXED, Graph, graphs, phased, written
 
 Refusal = TypeVar("Refusal", bound=Exception)
 
@@ -93,6 +93,51 @@ def test_a_run_takes_alembics_steps_in_alembics_order(graph: Graph, data: st.Dat
                 return
             heads = tuple(expected[2])
             assert is_at(to, heads, revisions)
+
+
+def rows(revisions: Sequence[Revision], been: set[str]) -> list[str]:
+    """What Alembic's table holds for it."""
+    others = {one for each in revisions if each.revision in been for one in (*each.down_revisions, *each.depends_on)}
+    return sorted(been - others)
+
+
+@settings(FIXED, max_examples=100)
+@given(drawn=phased(), data=st.data())
+def test_whatever_the_phases_contract_revisions_are_applied_by_contracts_alone_and_the_head_is_reached(
+    drawn: tuple[Graph, set[str]], data: st.DataObject
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        revisions = read_revisions(written(Path(folder), *drawn))
+    phases = {one.revision: one.phase for one in revisions}
+
+    def run(command: str, been: set[str], revision: str | None = None) -> set[str]:
+        """What the schema has been through afterwards."""
+        to = destination(Request(command, Path(), revision=revision), revisions, rows(revisions, been))
+        new = lineage(revisions, [to] if to else []) - been
+        if been:
+            assert {phases[one] for one in new} <= {"contract" if command == "contract" else "expand"}
+        return been | new
+
+    # given a schema that some release has left somewhere
+    been = lineage(revisions, [data.draw(st.sampled_from(revisions), label="at").revision])
+    # when each upgrade is followed by a contract, and a refused one does as it is told
+    for _ in revisions:
+        refusal, after = refused(RunError, partial(run, "upgrade", been))
+        if refusal:
+            assert refusal.kind == "ContractPending"
+            for by_hand in re.findall(r"migration_runner upgrade (\w+)", str(refusal.hint)):
+                been = run("upgrade", been, by_hand)
+            assert pending_contract(revisions, rows(revisions, been))
+        else:
+            been = after
+            at = rows(revisions, been)
+            assert is_at(destination(Request("upgrade", Path()), revisions, at), at, revisions)
+        been = run("contract", been)
+    # then all of it has been applied
+    assert been == phases.keys()
+    assert pending_contract(revisions, rows(revisions, been)) == []
+    # and at once where nobody uses the schema
+    assert run("upgrade", set()) == phases.keys()
 
 
 def refused(kind: type[Refusal], action: Callable[[], Any]) -> tuple[Refusal | None, Any]:

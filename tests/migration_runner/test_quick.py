@@ -132,6 +132,7 @@ def test_at_the_target_neither_alembic_nor_sqlalchemy_is_imported_and_one_query_
     with Wire(database).open() as wire:
         outcome = upgrade(database, released, DATABASE_URL=wire.url)
     assert (outcome.exit_code, outcome.result["at"], outcome.result["applied"]) == (0, "bbbb", [])
+    assert outcome.result["open"] == []
     assert was_quick(outcome)
     assert wire.connections == 1
     assert [letter for letter in wire.messages if letter not in "pX"] == ["Q"]
@@ -181,6 +182,13 @@ def new_revision(_: Database, project: Project) -> None:
     write_manifest(project.path / "alembic.ini")
 
 
+def new_contract(_: Database, project: Project) -> None:
+    project.write(
+        "cccc", "bbbb", "op.execute('DROP TABLE a')", "op.execute('CREATE TABLE a (n int)')", phase="contract"
+    )
+    write_manifest(project.path / "alembic.ini")
+
+
 def sql(statement: str) -> Callable[[Database, Project], object]:
     return lambda database, _: database.rows(statement)
 
@@ -193,6 +201,18 @@ DIFFERENCES: dict[str, tuple[Callable[[Database, Project], object], int, str, st
     "ahead": (sql("UPDATE alembic_version SET version_num = 'zzzz'"), 5, "zzzz", "result"),
     "several heads": (sql("INSERT INTO alembic_version VALUES ('aaaa')"), 1, "aaaa, bbbb", "result"),
     "no ledger": (sql("DROP SCHEMA migration_runner CASCADE"), 0, "bbbb", "adopted"),
+    "open rename": (
+        sql(
+            "INSERT INTO migration_runner.renames"
+            " (version_table, revision, position, table_schema, table_name, old_name, new_name, of_table)"
+            " VALUES ('public.alembic_version', 'bbbb', 0, 'public', 'a', 'm', 'n', false)"
+        ),
+        0,
+        "bbbb",
+        "nothing_to_do",
+    ),
+    "contract revision": (new_contract, 0, "bbbb", "nothing_to_do"),
+    "no table of renames": (sql("DROP TABLE migration_runner.renames"), 0, "bbbb", "result"),
     "never verified": (sql("DELETE FROM migration_runner.verified"), 0, "bbbb", "nothing_to_do"),
 }
 
@@ -207,6 +227,25 @@ def test_whatever_differs_is_left_to_the_runner(
     assert not was_quick(outcome)
     assert (outcome.exit_code, outcome.result["at"]) == (exit_code, at), outcome.output
     assert outcome.named(f"migration.{event}")
+
+
+def test_what_is_closed_or_of_another_version_table_is_not_open(database: Database, released: Project) -> None:
+    database.rows(
+        "INSERT INTO migration_runner.renames"
+        " (version_table, revision, position, table_schema, table_name, old_name, new_name, of_table, closed_at)"
+        " VALUES ('public.alembic_version', 'bbbb', 0, 'public', 'a', 'm', 'n', false, now()),"
+        " ('other.alembic_version', 'bbbb', 0, 'other', 'a', 'm', 'n', false, NULL)"
+    )
+    assert was_quick(upgrade(database, released))
+
+
+def test_once_the_contract_revisions_are_applied_there_is_nothing_left(database: Database, released: Project) -> None:
+    new_contract(database, released)
+    before = upgrade(database, released)
+    assert (was_quick(before), before.result["at"], before.result["open"]) == (False, "bbbb", ["cccc step cccc"])
+    assert migrate_here(database, "contract", project=released.path).exit_code == 0
+    after = upgrade(database, released)
+    assert (was_quick(after), after.result["at"], after.result["open"]) == (True, "cccc", [])
 
 
 def test_a_schema_that_was_taken_back_is_migrated_again(database: Database, released: Project) -> None:

@@ -13,8 +13,8 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from migration_runner.revisions import RevisionError, head, lineage, read_revisions
-from tests.migration_runner.conftest import ROOT, Project
+from migration_runner.revisions import RevisionError, expand_target, fingerprint, head, lineage, read_revisions
+from tests.migration_runner.conftest import ROOT, Project, revision
 
 
 def error_of(config: Path) -> str:
@@ -80,6 +80,34 @@ def test_what_a_schema_has_been_through_includes_its_dependencies(project: Proje
     revisions = read_revisions(project.path / "alembic.ini")
     assert lineage(revisions, ["cccc"]) == {"aaaa", "bbbb", "cccc"}
     assert lineage(revisions, []) == set()
+
+
+@pytest.mark.parametrize(
+    ("phases", "been", "expected"),
+    [
+        ("e", "", "0"),
+        ("ee", "", "1"),
+        ("ec", "", "0"),
+        ("ecec", "", "2"),
+        ("ecc", "", "0"),
+        ("ecc", "01", "1"),
+        ("ecc", "012", "2"),
+        ("eccce", "", "4"),
+    ],
+)
+def test_the_target_of_an_upgrade_leaves_out_the_contract_revisions_at_the_end(
+    phases: str, been: str, expected: str
+) -> None:
+    line = [
+        revision(str(at), *([str(at - 1)] if at else []), phase={"c": "contract", "e": "expand"}[phase])
+        for at, phase in enumerate(phases)
+    ]
+    assert expand_target(line[::-1], been) == expected
+
+
+def test_a_revision_of_another_phase_is_another_one() -> None:
+    line = [revision("bbbb", "aaaa"), revision("aaaa")]
+    assert fingerprint(line) != fingerprint([revision("bbbb", "aaaa", phase="contract"), revision("aaaa")])
 
 
 def test_a_file_without_a_docstring_is_told_by_its_name(project: Project) -> None:
@@ -215,6 +243,10 @@ def link(to: str) -> Callable[[Project], None]:
         (lambda project: project.write("bbbb", "bbbb"), ["bbbb -> bbbb form a cycle"]),
         (labels("left"), ["cccc_step.py has the branch label left, but another revision has this name."]),
         (labels("aaaa"), ["bbbb_step.py has the branch label aaaa, but another revision has this name."]),
+        (content("revision = 'x'\ndown_revision = None\nphase = 'contract'\n"),
+         ["odd.py is the first revision, and no contract revision can be: remove its phase."]),
+        (content("revision = 'x'\ndown_revision = ('aaaa', 'bbbb')\nphase = 'contract'\n"),
+         ["odd.py joins aaaa and bbbb, and no contract revision can: remove its phase, and write"]),
         (content("revision = 'x'\n"), ["odd.py does not set down_revision"]),
         (content("print('a helper')\n"), ["odd.py does not set revision"]),
         (content("revision = 'x'\n\ndef (\n"), ["odd.py, line 3 is not valid Python."]),

@@ -18,7 +18,7 @@ from tests.conftest import Database
 from tests.migration_runner.conftest import BARE_ENVIRONMENT, ROOT, Project, migrate, run
 
 CREATE_ITEMS, RENAME = "48871d03964b", "49871d03964c"
-RESULT_FIELDS = ["event", "status", "command", "from", "at", "target", "applied", "duration_ms", "error"]
+RESULT_FIELDS = ["event", "status", "command", "from", "at", "target", "applied", "open", "duration_ms", "error"]
 
 
 def stamp(database: Database, revision: str) -> None:
@@ -53,6 +53,7 @@ def test_a_rename_keeps_the_data_up_down_and_up_again_until_all_is_taken_back(da
         "at": RENAME,
         "target": RENAME,
         "applied": [RENAME],
+        "open": [],
         "error": None,
     }
     assert [one["revision"] for one in renamed.named("migration.revision")] == [RENAME]

@@ -23,6 +23,7 @@ from migration_runner.offline import Statement, split, write_sql
 from migration_runner.revisions import RevisionError, read_revisions
 from migration_runner.safety import (
     BLOCKS,
+    RENAMING,
     Finding,
     SquawkMissingError,
     as_json,
@@ -286,14 +287,14 @@ def test_the_rename_of_this_project_is_found_with_its_lines_and_its_names(unmark
         ("renaming-column", "49871d03964c", 20),
     ]
     assert "parent_items.name" in found[0].sentence
-    assert 'op.alter_column("child_items__base", "name", new_column_name="sku")' in found[1].instead
+    assert found[1].instead.startswith('op.alter_column("child_items", "name", new_column_name="sku")\n# In a revision')
 
 
 TABLES = (
     "CREATE TABLE items (id bigint, sku varchar(20), n int DEFAULT 1); CREATE INDEX items_n ON items (n);"
     " INSERT INTO items (id, sku) SELECT i, i FROM generate_series(1, 9) i;"
     ' CREATE TABLE "Odd" ("Col" int, other int); CREATE TABLE makers (id bigint PRIMARY KEY);'
-    " INSERT INTO makers SELECT id FROM items"
+    ' INSERT INTO makers SELECT id FROM items; CREATE VIEW seen AS SELECT 1; CREATE TYPE "Mood" AS ENUM ()'
 )
 HAZARDS = [
     ("require-concurrent-index-creation", 'op.create_index("ix", "items", ["id", "sku"])'),
@@ -325,7 +326,13 @@ HAZARDS = [
     ("renaming-column", 'op.alter_column("Odd", "Col", new_column_name="Row", schema="public")'),
     ("renaming-table", 'op.rename_table("items", "goods")'),
     ("ban-drop-column", 'op.drop_column("items", "sku")'),
+    ("ban-drop-column", 'op.execute("ALTER TABLE items DROP COLUMN IF EXISTS sku CASCADE")'),
     ("ban-drop-table", 'op.drop_table("Odd", schema="public")'),
+    ("ban-drop-table", "op.execute('DROP TABLE IF EXISTS makers, \"Odd\"')"),
+    ("ban-drop-view", 'op.execute("DROP VIEW seen")'),
+    ("ban-drop-type", "op.execute('DROP TYPE \"Mood\"')"),
+    ("renaming-column", 'op.execute("ALTER TABLE items RENAME COLUMN sku TO code")'),
+    ("renaming-table", 'op.execute("ALTER TABLE public.items RENAME TO goods")'),
     ("ban-drop-default", 'op.alter_column("items", "n", server_default=None)'),
 ]
 
@@ -342,10 +349,13 @@ def test_what_is_unsafe_is_found_and_its_advice_is_safe_and_runs(
     # when the advice is followed instead
     parent = "aaaa"
     for step, code in zip(["bbbb", "cccc", "dddd"], finding.instead.split("# next revision")):  # noqa: B905
-        project.write(step, parent, indented(f"# now\n{code}" if step == "bbbb" else f"# now{code}"), BACK)
+        is_whole = "def upgrade" in code
+        text = f"# now\n{code}" if step == "bbbb" else f"# now{code}"
+        path = project.write(step, parent, "HERE" if is_whole else indented(text), BACK)
+        path.write_text(path.read_text().replace("def upgrade():\n    HERE", text))
         parent = step
     # then nothing is unsafe any more
-    assert check(config(project)) == []
+    assert check(config(project), contract_follows=rule in RENAMING) == []
     # and PostgreSQL takes each step
     alembic = Config(str(config(project)))
     alembic.set_main_option(
@@ -395,6 +405,192 @@ def test_style_is_not_unsafe(sql: str) -> None:
 def test_a_statement_that_squawk_can_not_read_hides_no_other(odd: str) -> None:
     found = findings([statement("DROP TABLE t"), statement(odd)], revision("aaaa"))
     assert rules(found) == ["ban-drop-table", "syntax-error"]
+
+
+OLD_NAMES = [
+    'op.drop_column("items", "sku")',
+    'op.drop_table("items")',
+    'op.alter_column("items", "n", server_default=None)',
+    'op.execute("DROP VIEW seen")',
+    'op.execute("DROP FUNCTION f(int)")',
+    'op.execute("DROP TYPE mood")',
+    'op.execute("DROP SEQUENCE s")',
+    'op.execute("DROP DOMAIN d")',
+    'op.execute("DROP SCHEMA s")',
+    'op.execute("DROP EXTENSION e")',
+    'op.execute("ALTER TABLE items ALTER COLUMN n DROP EXPRESSION")',
+]
+
+
+@pytest.mark.parametrize("code", OLD_NAMES)
+def test_what_only_an_older_release_would_miss_is_safe_in_a_contract_revision(project: Project, code: str) -> None:
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa", code, BACK)
+    before = check(config(project))
+    assert [('phase = "contract"' in one.instead, "def upgrade()" in one.instead) for one in before] == [(True, True)]
+    project.write("bbbb", "aaaa", code, BACK, phase="contract")
+    assert check(config(project)) == []
+    # and a mark on it settles nothing any more
+    project.write("bbbb", "aaaa", f"{code}  # safe: {before[0].rule} - nobody reads it", BACK, phase="contract")
+    assert rules(check(config(project))) == ["unused-mark"]
+
+
+@pytest.mark.parametrize(
+    ("rule", "code"),
+    [
+        ("require-concurrent-index-creation", 'op.create_index("ix", "items", ["id"])'),
+        ("adding-not-nullable-field", 'op.alter_column("items", "sku", nullable=False)'),
+        ("changing-column-type", 'op.execute("ALTER TABLE items ALTER COLUMN n TYPE bigint")'),
+        ("ban-truncate-cascade", 'op.execute("TRUNCATE items CASCADE")'),
+        ("renaming-object", 'op.execute("ALTER VIEW seen RENAME TO unseen")'),
+        ("ban-set-schema", 'op.execute("ALTER TABLE items SET SCHEMA other")'),
+        ("renaming-column", 'op.alter_column("items", "sku", new_column_name="code")'),
+        ("renaming-table", 'op.rename_table("items", "goods")'),
+    ],
+)
+def test_what_harms_the_newer_release_is_unsafe_in_a_contract_revision_too(
+    project: Project, rule: str, code: str
+) -> None:
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa", code, BACK, phase="contract")
+    assert rules(check(config(project), contract_follows=True)) == [rule]
+
+
+COLUMN, TABLE = 'op.alter_column("items", "sku", new_column_name="code")', 'op.rename_table("items", "goods")'
+BATCH = (
+    "with op.batch_alter_table('items', schema='s') as batch:\n    batch.alter_column('sku', new_column_name='code')"
+)
+
+
+@pytest.mark.parametrize(
+    ("code", "bridged"),
+    [
+        (COLUMN, ["items.sku -> code"]),
+        (f"{COLUMN}\n{TABLE}", ["items.sku -> code", "items -> goods"]),
+        (BATCH, ["items.sku -> code"]),
+        ("op.alter_column('a b', 'c\"', new_column_name='RENAME ')", ['a b.c" -> RENAME ']),
+        ("op.rename_table('a', 'b', schema='s')", ["a -> b"]),
+        (f"op.execute('SET LOCAL lock_timeout = 0')\n{COLUMN}", ["items.sku -> code"]),
+        (f"with op.get_context().autocommit_block():\n    {COLUMN}", ["items.sku -> code"]),
+    ],
+)
+def test_renames_alone_are_safe_when_a_contract_step_follows(project: Project, code: str, bridged: list[str]) -> None:
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa", indented(code), BACK)
+    assert set(rules(check(config(project)))) <= set(RENAMING)
+    assert check(config(project), contract_follows=True) == []
+    [planned] = plan(config(project), read_revisions(config(project))[:1], contract_follows=True).revisions
+    assert [str(rename) for rename in planned.bridged] == bridged
+    [plain] = plan(config(project), read_revisions(config(project))[:1]).revisions
+    assert plain.bridged == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        'op.add_column("items", __import__("sqlalchemy").Column("c"))',
+        'op.execute("UPDATE items SET n = 1")',
+        'op.execute("ALTER TABLE items RENAME n TO m")',
+        'op.execute("ALTER TABLE items RENAME CONSTRAINT n TO m")',
+        'op.alter_column("items", "n", new_column_name="m", server_default="x RENAME y")',
+        "op.get_bind().execute('SELECT 1').scalar()",
+    ],
+)
+def test_a_revision_that_does_more_than_rename_is_to_be_split_when_a_contract_step_follows(
+    project: Project, more: str
+) -> None:
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa", indented(f"{COLUMN}\nop.rename_table('a', 'b', schema='s')\n{more}"), BACK)
+    assert "mixed-rename" not in rules(check(config(project)))
+    [mixed] = [one for one in check(config(project), contract_follows=True) if one.rule == "mixed-rename"]
+    assert (mixed.revision, mixed.line) == ("bbbb", 10)
+    assert mixed.sentence == "bbbb does more than rename: an upgrade with --contract-follows stops before it."
+    # when it is split
+    assert mixed.instead.splitlines()[1:3] == [COLUMN, 'op.rename_table("a", "b", schema="s")']
+    assert mixed.instead.splitlines()[-1] == "bridge = False"
+    calls = "\n".join(
+        line for line in mixed.instead.splitlines() if line.startswith(("#", 'op.alter_column("items', "op.rename"))
+    )
+    project.write("bbbb", "aaaa", indented(calls), BACK)
+    assert check(config(project), contract_follows=True) == []
+
+
+def test_what_a_mixed_revision_does_besides_is_found_as_ever(project: Project) -> None:
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa", f'{COLUMN}; op.drop_table("t"); op.execute("ALTER TABLE u RENAME a TO b")', BACK)
+    found = check(config(project), contract_follows=True)
+    assert rules(found) == ["mixed-rename", "ban-drop-table"]
+
+
+@pytest.mark.parametrize(
+    ("rename", "more", "words"),
+    [
+        ('op.execute("ALTER TABLE items RENAME sku TO code")', {}, COLUMN),
+        ('op.execute("ALTER TABLE ONLY items RENAME COLUMN sku TO code")', {}, COLUMN),
+        ('op.execute("ALTER TABLE items RENAME TO goods")', {}, TABLE),
+        (
+            COLUMN,
+            {"bridge": False},
+            f"# in a revision without bridge = False\n{COLUMN}\n# In a revision of renames alone",
+        ),
+        (f'{COLUMN}; op.execute("SELECT 1")', {"bridge": False}, f"# in a revision without bridge = False\n{COLUMN}"),
+    ],
+)
+def test_a_rename_that_will_not_be_bridged_stays_unsafe_when_a_contract_step_follows(
+    project: Project, rename: str, more: dict[str, bool], words: str
+) -> None:
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa", rename, BACK, **more)
+    found = check(config(project), contract_follows=True)
+    assert found == check(config(project))
+    assert [one.rule in RENAMING and one.instead.startswith(words) for one in found] == [True]
+    assert plan(config(project), read_revisions(config(project))[:1], contract_follows=True).revisions[0].bridged == []
+
+
+def test_without_a_contract_step_a_rename_is_unsafe_and_the_step_is_the_way_out(project: Project) -> None:
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa", COLUMN, BACK)
+    [finding] = check(config(project))
+    assert finding.rule == "renaming-column"
+    for words in (
+        "migration.contract_after(service)",
+        "`upgrade --contract-follows`",
+        "`contract`",
+        "--contract-follows, too",
+    ):
+        assert words in finding.instead
+
+
+def test_a_mark_on_a_rename_is_needed_where_no_contract_step_follows_and_does_no_harm_where_one_does(
+    project: Project,
+) -> None:
+    project.write("aaaa", None)
+    project.write("bbbb", "aaaa", f"{COLUMN}  # safe: renaming-column - the service is stopped", BACK)
+    assert check(config(project)) == check(config(project), contract_follows=True) == []
+    # and of a revision that does more, another one is wanted
+    more = f"{COLUMN}; op.execute('SELECT 1')"
+    project.write("bbbb", "aaaa", f"{more}  # safe: renaming-column - the service is stopped", BACK)
+    assert rules(check(config(project), contract_follows=True)) == ["mixed-rename"]
+    project.write("bbbb", "aaaa", f"{more}  # safe: renaming-column, mixed-rename - applied everywhere", BACK)
+    assert check(config(project), contract_follows=True) == []
+
+
+@pytest.mark.usefixtures("no_squawk")
+def test_a_plan_tells_which_renames_keep_their_names_and_what_the_contract_step_does(project: Project) -> None:
+    project.write("aaaa", None, f"{COLUMN}; {TABLE}", BACK)
+    project.write("bbbb", "aaaa", 'op.drop_column("goods", "n")', BACK, phase="contract")
+    project.write("cccc", "bbbb", f'{TABLE}; op.execute("SELECT 1")', BACK)
+    planned = plan(config(project), read_revisions(config(project))[::-1], contract_follows=True)
+    shown = render_plan(planned, {})
+    assert "    items.sku -> code: both names work until the contract step\n    items -> goods: both names" in shown
+    assert "bbbb step bbbb (by the contract step)\n    ALTER TABLE goods DROP COLUMN n;" in shown
+    assert [(one["phase"], one["bridged"]) for one in plan_as_json(planned, {})] == [
+        ("expand", ["items.sku -> code", "items -> goods"]),
+        ("contract", []),
+        ("expand", []),
+    ]
+    # also without squawk
+    assert [rules(one.findings) for one in planned.revisions] == [[], [], ["mixed-rename"]]
 
 
 def test_validating_in_the_transaction_that_adds_is_unsafe() -> None:
@@ -580,8 +776,8 @@ def no_squawk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
 
 
-def test_the_revisions_of_this_repository_have_no_findings() -> None:
-    assert check(ROOT / "alembic.ini") == []
+def test_the_revisions_of_this_repository_have_no_findings_when_a_contract_step_follows() -> None:
+    assert check(ROOT / "alembic.ini", contract_follows=True) == []
 
 
 @pytest.mark.usefixtures("no_squawk")
@@ -660,7 +856,7 @@ def test_for_github_a_finding_is_an_annotation_after_the_text(project: Project) 
         f"file={place},line=10,title=renaming-table::Each query of the running release on 100%25, a:b"
     )
     # What it does, what to write instead, and how to allow it: on one line, or GitHub would show the first alone.
-    assert "%0AInstead:%0A    # safe: renaming-table - the view" in first
+    assert '%0AInstead:%0A    op.rename_table("100%25, a:b", "c")%0A    # In a revision' in first
     assert first.endswith("say so in that line or above it: # safe: renaming-table - the reason")
     assert last.startswith("check: UnsafeRevisions: ")
 

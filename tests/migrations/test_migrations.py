@@ -15,6 +15,7 @@ from alembic.config import main as alembic
 
 from migration_runner.revisions import read_revisions
 from tests.conftest import Database
+from tests.migration_runner.conftest import migrate
 
 ROOT = Path(__file__).parents[2]
 CREATE_ITEMS, RENAME = "48871d03964b", "49871d03964c"
@@ -182,3 +183,17 @@ def test_a_url_that_can_not_be_used_is_one_sentence(
     assert said.startswith(f"FAILED: {sentence}")
     assert said.count("\n") == 1
     assert "cAnArY" not in said
+
+
+def test_autogenerate_finds_nothing_to_do_while_a_rename_is_open(
+    database: Database, shell: Callable[..., None]
+) -> None:
+    shell("upgrade", CREATE_ITEMS)
+    outcome = migrate(database, "upgrade", "--contract-follows")
+    assert outcome.result["open"] == ["parent_items.name -> sku", "child_items.name -> sku"]
+    shell("check")
+    # and compares again once the contract has run
+    assert migrate(database, "contract").exit_code == 0
+    database.rows("ALTER TABLE parent_items DROP COLUMN updated_at")
+    with pytest.raises(SystemExit):
+        shell("check")

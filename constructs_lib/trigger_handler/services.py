@@ -1,0 +1,77 @@
+"""Whether older tasks of a service may still ask for older names. Pure: nothing here calls AWS."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from request import Service, is_meant
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why a contract can't be closed yet.
+
+    Attributes:
+        sentence: what is in the way.
+        passes: whether it goes away by itself, as a deployment that goes on does.
+    """
+
+    sentence: str
+    passes: bool
+
+
+def deployment_obstacle(service: Service, described: Mapping[str, Any] | None) -> Obstacle | None:
+    """What is wrong with the service's deployments; None when the release's is its only one, and done.
+
+    Args:
+        service: as the release has it.
+        described: as ECS describes it; None when ECS does not know it.
+    """
+    if described is None or described["status"] != "ACTIVE":
+        return Obstacle(f"The service {service.name} is gone.", passes=False)
+    deployments = [one for one in described["deployments"] if one["status"] != "INACTIVE"]
+    newest = next((one for one in deployments if one["status"] == "PRIMARY"), None)
+    if newest is None:
+        return _goes_on(service)
+    if not is_meant(newest["taskDefinition"], service.task_definition):
+        runs, wanted = (name.rsplit("/", 1)[-1] for name in (newest["taskDefinition"], service.task_definition))
+        return Obstacle(
+            f"The service {service.name} runs {runs}, not {wanted} of this release: it was taken back, or changed by "
+            "hand.",
+            passes=False,
+        )
+    if newest.get("rolloutState") == "FAILED":
+        reason = newest.get("rolloutStateReason") or "ECS gives no reason"
+        return Obstacle(f"The deployment of the service {service.name} has failed: {reason.rstrip('.')}.", passes=False)
+    return None if len(deployments) == 1 and _is_done(newest) else _goes_on(service)
+
+
+def older_tasks_obstacle(service: Service, tasks: Sequence[Mapping[str, Any]]) -> Obstacle | None:
+    """Tasks of other releases that have not stopped, and may serve requests until then; None when there are none.
+
+    Args:
+        service: as the release has it.
+        tasks: all of the service, as ECS describes them.
+    """
+    older = [
+        task
+        for task in tasks
+        if task["lastStatus"] != "STOPPED" and not is_meant(task["taskDefinitionArn"], service.task_definition)
+    ]
+    if not older:
+        return None
+    return Obstacle(f"The service {service.name} still has {len(older)} tasks of another release.", passes=True)
+
+
+def _is_done(deployment: Mapping[str, Any]) -> bool:
+    # ECS tells no state of a deployment behind a Classic Load Balancer.
+    # https://docs.aws.amazon.com/AmazonECS/latest/APIReference/API_Deployment.html
+    if "rolloutState" in deployment:
+        return bool(deployment["rolloutState"] == "COMPLETED")
+    return bool(deployment["runningCount"] == deployment["desiredCount"] and not deployment["pendingCount"])
+
+
+def _goes_on(service: Service) -> Obstacle:
+    return Obstacle(f"The deployment of the service {service.name} still goes on.", passes=True)

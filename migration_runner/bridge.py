@@ -1,0 +1,696 @@
+"""Renames that cost no request: the older name works beside the newer one until a contract takes it away.
+
+In one short transaction per table, the table gets the name ``<table>__base``, its columns are renamed, and a view takes
+the table's name, with each renamed column under both. PostgreSQL reads and writes through such a view as if it were the
+table: https://www.postgresql.org/docs/current/sql-createview.html#SQL-CREATEVIEW-UPDATABLE-VIEWS
+Two tables in one transaction would deadlock with an application that locks them in the other order.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import psycopg2
+
+from migration_runner.database import LOCK_NOT_AVAILABLE, connect
+from migration_runner.errors import ExitCode, RunError, wrong_use
+from migration_runner.failures import failure
+from migration_runner.guard import Guard, blocker
+from migration_runner.ledger import EXISTS
+from migration_runner.patience import Limits, Sampler, locked_out
+from migration_runner.renames import SUFFIX, Bridge, Recorded, Rename, bridges, groups
+from migration_runner.report import Report
+from migration_runner.stop import Stop
+
+DEADLOCK, STILL_NEEDED = "40P01", "2BP01"
+# For how long others are held up, and at least how long is waited for the table when its views took all of that.
+LOCK_SECONDS, AT_LEAST_SECONDS = 0.1, 0.02
+# However long others hold the table, it is asked for this often at least.
+ASK_AGAIN_SECONDS = 1.0
+# The server ends a runner that has the table and says nothing any more: its host may be gone.
+SILENT_SECONDS = 1.0
+CONNECT_SECONDS = 10
+LONGEST_NAME = 63
+# The first PostgreSQL whose views look at the rights and the policies of whoever reads them.
+FIRST_VERSION = 150000
+
+READ = """
+SELECT revision, position, table_schema, table_name, old_name, new_name, of_table,
+       closed_at IS NOT NULL, reverted_at IS NOT NULL
+FROM migration_runner.renames WHERE version_table = %(version_table)s ORDER BY id
+"""
+OPENED = """
+INSERT INTO migration_runner.renames
+    (version_table, revision, position, table_schema, table_name, old_name, new_name, of_table)
+VALUES (%(version_table)s, %(revision)s, %(position)s, %(schema)s, %(table)s, %(old)s, %(new)s, %(of_table)s)
+ON CONFLICT (version_table, revision, position) DO UPDATE SET closed_at = NULL, reverted_at = NULL, opened_at = now(),
+    table_schema = excluded.table_schema, table_name = excluded.table_name, old_name = excluded.old_name,
+    new_name = excluded.new_name, of_table = excluded.of_table
+"""
+ONE = "WHERE (version_table, revision, position) = (%(version_table)s, %(revision)s, %(position)s)"
+CLOSED = f"UPDATE migration_runner.renames SET closed_at = now() {ONE}"  # noqa: S608 - constants
+FORGOTTEN = f"DELETE FROM migration_runner.renames {ONE}"  # noqa: S608
+REVERTED = f"UPDATE migration_runner.renames SET reverted_at = now() {ONE}"  # noqa: S608
+
+# Where a name without a schema leads to.
+SCHEMA_OF = """
+SELECT nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = to_regclass(quote_ident(%(table)s))
+"""
+# What its view must have too.
+STATE = """
+SELECT (SELECT array_agg(ARRAY[attname::text, quote_ident(attname), quote_literal(col_description(c.oid, attnum))]
+                         ORDER BY attnum)
+        FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+       quote_ident(pg_get_userbyid(relowner)), pg_get_userbyid(relowner) = current_user,
+       quote_literal(obj_description(c.oid, 'pg_class')), relacl IS NOT NULL,
+       ARRAY(SELECT ARRAY[coalesce(quote_ident(r.rolname), 'PUBLIC'), is_grantable::text,
+                          string_agg(privilege_type, ', ' ORDER BY privilege_type)]
+             FROM aclexplode(relacl) LEFT JOIN pg_roles r ON r.oid = grantee GROUP BY r.rolname, is_grantable
+             ORDER BY 1),
+       ARRAY(SELECT DISTINCT coalesce(quote_ident(r.rolname), 'PUBLIC')
+             FROM pg_default_acl d, aclexplode(defaclacl) LEFT JOIN pg_roles r ON r.oid = grantee
+             WHERE defaclobjtype = 'r' AND defaclnamespace IN (0, c.relnamespace)
+               AND defaclrole = (SELECT oid FROM pg_roles WHERE rolname = current_user))
+FROM pg_class c WHERE c.oid = to_regclass(%(table)s)
+"""
+# What a bridge of it would break, or could not carry.
+LIMITS = """
+SELECT c.relkind::text, c.relispartition,
+       EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhrelid, inhparent)),
+       ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+       ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attacl IS NOT NULL AND NOT attisdropped),
+       ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables
+             UNION SELECT pubname FROM pg_publication_tables
+             WHERE schemaname = %(schema)s AND tablename = c.relname ORDER BY 1),
+       ARRAY(SELECT DISTINCT ARRAY[p.oid::regprocedure::text, said[1] || '.' || said[2]]
+             FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid,
+                  regexp_matches(p.prosrc, '\\m(NEW|OLD)\\."?(\\w+)"?', 'gi') AS said
+             WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+FROM pg_class c WHERE c.oid = to_regclass(%(name)s)
+"""
+# What is made of it by name, or of it alone.
+USERS = """
+SELECT DISTINCT CASE v.relkind WHEN 'm' THEN 'materialized view ' ELSE 'view ' END || v.oid::regclass, false
+FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid = r.ev_class
+WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
+  AND d.refobjid = to_regclass(%(name)s) AND v.oid <> ALL (%(views)s::regclass[])
+UNION
+SELECT 'function ' || p.oid::regprocedure, true FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
+WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%%'
+  AND EXISTS (SELECT FROM unnest(%(tables)s::text[]) AS name
+              WHERE p.prosrc ~* ('\\m' || regexp_replace(name, '\\W', '\\\\\\&', 'g') || '\\M'))
+ORDER BY 1
+"""
+NEEDED_BY = """
+SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0) FROM pg_depend d
+WHERE d.deptype = 'n' AND (d.refclassid, d.refobjid) IN (
+    SELECT 'pg_class'::regclass::oid, c.oid FROM pg_class c WHERE c.oid = ANY (%(views)s::regclass[])
+    UNION SELECT 'pg_type'::regclass, c.reltype FROM pg_class c WHERE c.oid = ANY (%(views)s::regclass[]))
+ORDER BY 1
+"""
+LEFT = """
+SELECT to_regclass(%(base)s) IS NOT NULL
+       AND coalesce((SELECT relkind = 'v' FROM pg_class WHERE oid = to_regclass(%(table)s)), true)
+"""
+HOLDERS = """
+SELECT a.pid, a.application_name, a.query, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)
+FROM pg_locks l JOIN pg_stat_activity a USING (pid)
+WHERE l.locktype = 'relation' AND l.granted AND l.pid <> ALL (%(own)s)
+  AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND l.relation IN (SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) AS name)
+  AND clock_timestamp() - a.xact_start > make_interval(secs => %(seconds)s)
+  AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
+GROUP BY a.pid, a.application_name, a.query, a.state, a.xact_start
+"""
+# Held before the lock that others feel: VACUUM, CREATE INDEX and other migrations wait for it, and nobody else. After
+# deadlock_timeout the server ends an autovacuum that is in its way:
+# https://www.postgresql.org/docs/current/routine-vacuuming.html#AUTOVACUUM
+APART = """
+SELECT set_config('lock_timeout', (setting::int + 500)::text, true) FROM pg_settings WHERE name = 'deadlock_timeout';
+LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE
+"""
+# What is left of the time since this came to the server, for the next lock.
+WHILE_LEFT = f"""
+SELECT set_config('lock_timeout', greatest({AT_LEAST_SECONDS * 1000:.0f}, {LOCK_SECONDS * 1000:.0f}
+    - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000)::int::text, true)
+"""  # noqa: S608 - constants
+
+Query = Callable[..., Sequence[Any]]
+
+
+class Move(NamedTuple):
+    """What is done to one table in one transaction.
+
+    Args:
+        event: how it is told.
+        before: its bridge before; without views for a plain table.
+        after: its bridge afterwards.
+        columns: the columns to rename, older and newer name.
+        records: what the ledger is told: a statement, and of which rename.
+    """
+
+    event: str
+    before: Bridge
+    after: Bridge
+    columns: Sequence[tuple[str, str]]
+    records: Sequence[tuple[str, Recorded]]
+
+
+TOLD = {
+    "migration.bridged": "{table}: both names work from now on",
+    "migration.contracted": "{table}: the older names are gone",
+    "migration.reopened": "{table}: both names work again",
+    "migration.reverted": "{table}: the newer names are gone",
+}
+
+
+class Bridges:
+    """The bridges of one database.
+
+    Args:
+        guard: the runner's connection, with the role and the search path of env.py: it is what changes the tables.
+        parameters: the database, as libpq knows it.
+        version_table: its schema and name.
+        limits: how long to wait for locks.
+        report: gets a line per table.
+        stop: learns what to cancel.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        parameters: Mapping[str, str],
+        version_table: str,
+        limits: Limits,
+        report: Report,
+        stop: Stop,
+    ) -> None:
+        self._guard = guard
+        self._parameters = parameters
+        self._version_table = version_table
+        self._limits = limits
+        self._report = report
+        self._stop = stop
+
+    def recorded(self) -> list[Recorded]:
+        """Every rename that was bridged, in that order."""
+        if not self._guard.query(EXISTS)[0][0]:
+            return []
+        rows = self._guard.query(READ, version_table=self._version_table)
+        return [
+            Recorded(revision, position, Rename(schema, table, old, new, of_table), is_closed, is_reverted)
+            for revision, position, schema, table, old, new, of_table, is_closed, is_reverted in rows
+        ]
+
+    def open_bridges(self) -> list[Bridge]:
+        """Those that are there now."""
+        return [one for one in bridges_of(self.recorded()).values() if one.views]
+
+    def schema_of(self, table: str) -> str:
+        """The schema of a table that is named without one; the first of the search path when there is no such table."""
+        rows = self._guard.query(SCHEMA_OF, table=table) or self._guard.query("SELECT current_schema()::text")
+        return str(rows[0][0])
+
+    def check(self, revision: str, renames: Sequence[Rename], *, strictly: bool) -> None:
+        """Look for what stands against bridges for the renames of a revision, before anything is changed.
+
+        Args:
+            revision: whose renames they are.
+            renames: what is renamed.
+            strictly: whether the table must be there: another revision may be about to make it.
+
+        Raises:
+            RunError: there is something.
+        """
+        if self._guard.own.server_version < FIRST_VERSION:
+            raise _impossible(
+                renames[0],
+                "PostgreSQL 14 has no views that look at the rights of whoever reads them (security_invoker)",
+                "Upgrade PostgreSQL to 15 or later, or",
+            )
+        known = self.recorded()
+        done = {one.rename for one in known if one.revision == revision and one.is_open}
+        now = bridges_of(known)
+        for group in groups([one for one in renames if one not in done]):
+            first = group[0]
+            bridge = now.get((first.schema, first.table)) or Bridge(first.schema, first.table)
+            self._check_group(revision, group, bridge, strictly=strictly)
+        # Names that would stand for two things.
+        bridges([*_kept(known), *((one, True) for one in renames if one not in done)])
+
+    def expand(self, revision: str, renames: Sequence[Rename]) -> None:
+        """Let each renamed column or table of a revision have both names; what an interrupted run has done is kept.
+
+        Args:
+            revision: whose renames they are.
+            renames: what is renamed, in the order of the revision.
+
+        Raises:
+            RunError: it can't be bridged, or a lock was not free in time.
+        """
+        wanted = [Recorded(revision, at, one, is_closed=False, is_reverted=False) for at, one in enumerate(renames)]
+        others = [one for one in self.recorded() if one.revision == revision and one not in wanted and one.is_open]
+        # The file was edited after an interrupted run.
+        self.forget(others)
+        self.check(revision, renames, strictly=True)
+        for group in groups(renames):
+            self._open("migration.bridged", [one for one in wanted if one.rename in group])
+
+    def repair(self, applied: Collection[str]) -> None:
+        """Make those bridges anew that an interrupted downgrade has taken away, though their revision stays applied."""
+        lost = [one for one in self.recorded() if one.is_reverted and one.revision in applied]
+        for _, members in groupby(lost, key=lambda one: one.revision):
+            of_revision = [one._replace(is_reverted=False) for one in members]
+            for group in groups([one.rename for one in of_revision]):
+                self._open("migration.bridged", [one for one in of_revision if one.rename in group])
+
+    def revert(self, renames: Sequence[Recorded]) -> None:
+        """Take renames of one revision back, the last one first: the older names stay, and the newer ones are gone.
+
+        Their record stays, marked, until the version table has moved.
+        """
+        self._take_back(renames, REVERTED)
+
+    def forget(self, renames: Sequence[Recorded]) -> None:
+        """Take renames back, as ``revert`` does, and their record: of revisions that are not applied."""
+        for _, members in groupby(reversed(renames), key=lambda one: one.revision):
+            self._take_back(list(members)[::-1], FORGOTTEN)
+
+    def _take_back(self, renames: Sequence[Recorded], record: str) -> None:
+        positions = [(one.revision, one.position) for one in renames]
+        still = [one for one in self.recorded() if (one.revision, one.position) in positions and not one.is_reverted]
+        for group in reversed(groups([one.rename for one in still])):
+            known = self.recorded()
+            members = [one for one in still if one.rename in group]
+            after = bridges_of([one for one in known if one not in members])
+            then = (group[0].schema, group[0].table)
+            self._carry_out(
+                Move(
+                    "migration.reverted",
+                    _with(group[-1], bridges_of(known)),
+                    after.get(then) or Bridge(*then),
+                    [(one.new, one.old) for one in reversed(group) if not one.of_table],
+                    [(record, one) for one in members],
+                )
+            )
+
+    def contract(self, revisions: Collection[str]) -> None:
+        """Take the older names away.
+
+        Args:
+            revisions: whose renames are contracted.
+
+        Raises:
+            RunError: something else needs a view, or a lock was not free in time.
+        """
+        for bridge in self.open_bridges():
+            known = self.recorded()
+            members = [one for one in _of(bridge, known) if one.is_open and one.revision in revisions]
+            if members:
+                left = [one._replace(is_closed=True) if one in members else one for one in known]
+                self._switch("migration.contracted", known, left, [(CLOSED, one) for one in members])
+
+    def reopen(self, revisions: Collection[str]) -> None:
+        """Let the older names work again after a contract.
+
+        Args:
+            revisions: whose renames are opened again.
+
+        Raises:
+            RunError: a renamed column or table is gone, or a lock was not free in time.
+        """
+        for bridge in bridges_of(self.recorded()).values():
+            known = self.recorded()
+            members = [one for one in _of(bridge, known) if one.is_closed and one.revision in revisions]
+            if members:
+                opened = [one._replace(is_closed=False) if one in members else one for one in known]
+                self._switch("migration.reopened", known, opened, [(OPENED, one) for one in members])
+
+    def remake(self, bridge: Bridge, query: Query) -> None:
+        """Make the views of a bridge anew, for its table has another column.
+
+        Args:
+            bridge: an open one, all of whose views are locked.
+            query: runs in the transaction that has changed the table.
+        """
+        query("; ".join(f"DROP VIEW {self._named(bridge, view)}" for view in bridge.views))
+        query("; ".join(self._views(bridge, query)))
+
+    def lock(self, bridge: Bridge) -> str:
+        """The statement that locks a bridge: its views, and after them its table."""
+        names = [self._named(bridge, name) for name in bridge.views or [bridge.base]]
+        rows = self._guard.query(LOCKABLE, names=[*names, self._named(bridge, bridge.base)])
+        if all(may_lock for _, _, may_lock in rows):
+            return f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE"
+        # An owner may alter what nobody has let it read or write; to give it to its owner locks it, and that is all.
+        return "; ".join(f"ALTER TABLE {name} OWNER TO {owner}" for name, owner, _ in rows)
+
+    def prove(self, revisions: Collection[str]) -> None:
+        """See that nothing of the contracted bridges is left, so that the schema is that of plain migrations.
+
+        Args:
+            revisions: that are contracted.
+
+        Raises:
+            RunError: something is left.
+        """
+        wrong = []
+        for bridge in bridges_of([one for one in self.recorded() if one.revision in revisions]).values():
+            names = [self._named(bridge, name) for name in (bridge.table, f"{bridge.table}{SUFFIX}")]
+            if not bridge.views and self._guard.query(LEFT, table=names[0], base=names[1])[0][0]:
+                wrong.append(f"{bridge.schema}.{bridge.table}")
+        if wrong:
+            raise RunError(
+                f"The renames are recorded as contracted, but a view still stands for {' and '.join(wrong)}.",
+                exit_code=ExitCode.FAILED,
+                kind="BridgeLeft",
+                hint=f"Somebody has changed it by hand: drop the view, and give the table with {SUFFIX} its name.",
+            )
+
+    def _open(self, event: str, group: Sequence[Recorded]) -> None:
+        known = self.recorded()
+        if all(one in known for one in group):
+            return
+        others = [one for one in known if (one.revision, one.position) not in [(a.revision, a.position) for a in group]]
+        now, then = bridges_of(others), bridges_of([*others, *group])
+        first = group[0].rename
+        move = Move(
+            event,
+            now.get((first.schema, first.table)) or Bridge(first.schema, first.table),
+            _with(group[-1].rename, then),
+            [(one.rename.old, one.rename.new) for one in group if not one.rename.of_table],
+            [(OPENED, one) for one in group],
+        )
+        self._carry_out(move)
+        self._tell_users(move)
+
+    def _switch(
+        self,
+        event: str,
+        known: Sequence[Recorded],
+        then: Sequence[Recorded],
+        records: Sequence[tuple[str, Recorded]],
+    ) -> None:
+        """Let the older names of one table go, or come back; what the table and its columns are called now stays."""
+        before, after = bridges_of(known), bridges_of(then)
+        (key,) = [key for key, bridge in after.items() if bridge != before[key]]
+        self._carry_out(Move(event, before[key], after[key], [], records))
+
+    def _carry_out(self, move: Move) -> None:
+        """One transaction, tried again while somebody is in its way."""
+        began, patience = time.monotonic(), self._limits.patience
+        tables = [self._named(move.before, name) for name in sorted(move.before.names)]
+        attempt, blockers = 0, list[str]()
+        with self._beside() as other, self._stoppable():
+            while True:
+                asked = time.monotonic()
+                while (found := self._holders(other, tables)) and time.monotonic() - asked < ASK_AGAIN_SECONDS:
+                    blockers = found
+                    if time.monotonic() - began >= patience:
+                        break
+                    time.sleep(random.uniform(0.02, 0.06))  # noqa: S311
+                attempt += 1
+                sampler = Sampler(other, [self._guard.pid]) if other else None
+                try:
+                    with sampler.sampling() if sampler and attempt > 1 else nullcontext():
+                        locked_ms = self._try(move)
+                    break
+                except psycopg2.Error as error:
+                    told = failure(error, self._revision(move))
+                    if error.pgcode == STILL_NEEDED:
+                        raise self._still_needed(move) from None
+                    if error.pgcode not in (LOCK_NOT_AVAILABLE, DEADLOCK):
+                        raise told from None
+                    blockers = sorted(sampler.seen) if sampler and sampler.seen else blockers
+                    waited = time.monotonic() - began
+                    pause = min(0.05 * 1.5**attempt, ASK_AGAIN_SECONDS) * random.uniform(0.5, 1.5)  # noqa: S311
+                    if attempt > 1 and waited + pause >= patience:
+                        raise locked_out(told, waited, attempt, blockers) from None
+                    self._report.progress(
+                        "migration.locked",
+                        f"{move.after.table} waits for a lock, try {attempt}: {'; '.join(blockers) or told.message}",
+                        revision=self._revision(move),
+                        table=move.after.table,
+                        attempt=attempt,
+                        blockers=blockers,
+                    )
+                    time.sleep(pause)
+        renames = [str(one.rename) for _, one in move.records]
+        self._report.event(
+            move.event,
+            f"{', '.join(renames)}: {TOLD[move.event].format(table=f'{move.after.schema}.{move.after.table}')}.",
+            table=f"{move.after.schema}.{move.after.table}",
+            renames=renames,
+            attempts=attempt,
+            locked_ms=locked_ms,
+            duration_ms=round((time.monotonic() - began) * 1000),
+        )
+
+    def _try(self, move: Move) -> float:
+        """How long the table was locked, in milliseconds."""
+        query = self._guard.query
+        before, after = move.before, move.after
+        table = self._named(before, before.base)
+        begin = ["BEGIN", f"SET LOCAL idle_in_transaction_session_timeout = '{round(SILENT_SECONDS * 1000)}ms'"]
+        if self._limits.deadline is not None:
+            begin.append(f"SET LOCAL statement_timeout = '{max(1, int(self._limits.left * 1000))}ms'")
+        # One after the other: LOCK TABLE of a view would wait for its table as long again.
+        locks = [f"DROP VIEW {self._named(before, view)}" for view in before.views]
+        locks.append(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        try:
+            query("; ".join([*begin, APART.format(table=table)]))
+            query("; ".join(f"{WHILE_LEFT}; {lock}" for lock in locks))
+            began = time.monotonic()
+            quoted = self._guard.quoted
+            steps = [f"ALTER TABLE {table} RENAME COLUMN {quoted(old)} TO {quoted(new)}" for old, new in move.columns]
+            if before.base != after.base:
+                steps.append(f"ALTER TABLE {table} RENAME TO {quoted(after.base)}")
+            if steps:
+                query("; ".join(steps))
+            steps = self._views(after, query)
+            records = [self._record(*one) for one in move.records]
+            query("; ".join([*steps, *records, "COMMIT"]))
+            return round((time.monotonic() - began) * 1000, 1)
+        except BaseException:
+            # The session may be lost, and the rollback with it.
+            with suppress(RunError, psycopg2.Error):
+                query("ROLLBACK")
+            raise
+
+    def _views(self, bridge: Bridge, query: Query) -> list[str]:
+        """What makes the views of a bridge, with all that its table has."""
+        if not bridge.views:
+            return []
+        ((columns, owner, is_own, comment, has_acl, acl, defaults),) = query(
+            STATE, table=self._named(bridge, bridge.base)
+        )
+        by_name = {name: quoted for name, quoted, _ in columns}
+        quoted = self._guard.quoted
+        shown = [(name, name, about) for _, name, about in columns]
+        comments = {name: about for name, _, about in columns}
+        for old, new in bridge.columns.items():
+            if new not in by_name:
+                raise RunError(
+                    f"{bridge.schema}.{bridge.table} has no column {new} any more, so its older name {old} can't work.",
+                    exit_code=ExitCode.FAILED,
+                    kind="UndefinedColumn",
+                    sqlstate="42703",
+                    hint="A later revision has dropped or renamed it: bring back a release that needs only what is "
+                    "there.",
+                )
+            shown.append((quoted(old), by_name[new], comments[new]))
+        selected = ", ".join(name if name == of else f"{of} AS {name}" for name, of, _ in shown)
+        steps = []
+        for one in bridge.views:
+            view = self._named(bridge, one)
+            steps.append(
+                f"CREATE VIEW {view} WITH (security_invoker = true) AS "  # noqa: S608 - quoted
+                f"SELECT {selected} FROM {self._named(bridge, bridge.base)}"
+            )
+            # What default privileges grant on whatever is made.
+            steps += [f"REVOKE ALL ON {view} FROM {grantee}" for grantee in defaults]
+            if not is_own:
+                steps.append(f"ALTER VIEW {view} OWNER TO {owner}")
+            if has_acl:
+                steps.append(f"REVOKE ALL ON {view} FROM {owner}")
+                steps += [
+                    f"GRANT {privileges} ON {view} TO {grantee}{' WITH GRANT OPTION' if grantable == 'true' else ''}"
+                    for grantee, grantable, privileges in acl
+                ]
+            else:
+                steps.append(f"GRANT ALL ON {view} TO {owner}")
+            steps += [f"COMMENT ON VIEW {view} IS {comment}"] if comment else []
+            steps += [f"COMMENT ON COLUMN {view}.{name} IS {about}" for name, _, about in shown if about]
+        return steps
+
+    def _record(self, statement: str, one: Recorded) -> str:
+        rename = one.rename
+        return self._guard.filled(
+            statement,
+            version_table=self._version_table,
+            revision=one.revision,
+            position=one.position,
+            schema=rename.schema,
+            table=rename.table,
+            old=rename.old,
+            new=rename.new,
+            of_table=rename.of_table,
+        )
+
+    def _check_group(self, revision: str, group: Sequence[Rename], bridge: Bridge, *, strictly: bool) -> None:
+        first = group[0]
+        rows = self._guard.query(LIMITS, name=self._named(bridge, bridge.base), schema=bridge.schema)
+        if not rows:
+            if strictly:
+                raise _undefined(revision, f'relation "{first.table}" does not exist', "UndefinedTable", "42P01")
+            return
+        kind, is_partition, inherits, columns, granted, publications, said = rows[0]
+        names = set(columns)
+        for one in group:
+            if one.of_table:
+                continue
+            if one.old not in names and strictly:
+                raise _undefined(revision, f'column "{one.old}" does not exist', "UndefinedColumn", "42703")
+            if one.new in names:
+                message = f'column "{one.new}" of relation "{first.table}" already exists'
+                raise _undefined(revision, message, "DuplicateColumn", "42701")
+            names = names - {one.old} | {one.new}
+        kinds = {"p": "is partitioned", "f": "is a foreign table", "v": "is a view", "m": "is a materialized view"}
+        final = group[-1].new if group[-1].of_table else group[-1].table
+        reasons = [
+            (kind in kinds, kinds.get(kind, "")),
+            (is_partition, "is a partition"),
+            (inherits, "has a table that inherits from it, or inherits itself"),
+            (bool(granted), f"has GRANTs on columns ({', '.join(granted)})"),
+            (bool(publications), f"is in the publication {', '.join(publications)}"),
+        ]
+        for holds, reason in reasons:
+            if holds:
+                raise _impossible(first, f"{first.table} {reason}, which a view can't carry", "")
+        old_names = {one.old for one in group if not one.of_table}
+        for function, name in said:
+            if name.partition(".")[2].lower() in {old.lower() for old in old_names}:
+                raise _impossible(
+                    first,
+                    f"the trigger function {function} says {name}, which is gone from the row with the rename",
+                    f"Let it read both names, such as coalesce(to_jsonb({name[:3]})->>'{name[4:]}', "
+                    f"to_jsonb({name[:3]})->>'...'), or",
+                )
+        if any(not one.of_table for one in group) or bridge.columns:
+            base = f"{final}{SUFFIX}"
+            if len(base.encode()) > LONGEST_NAME:
+                raise _impossible(
+                    first, f"{base} is longer than the {LONGEST_NAME} bytes that PostgreSQL takes for a name", ""
+                )
+            if base != bridge.base and self._guard.query(
+                "SELECT 1 WHERE to_regclass(%(name)s) IS NOT NULL OR to_regtype(%(name)s) IS NOT NULL",
+                name=self._named(bridge, base),
+            ):
+                raise _impossible(first, f"there is a {base} already", "Rename or drop that one, or")
+
+    def _tell_users(self, move: Move) -> None:
+        """Name what else is made of the table, so that it is looked after before the contract."""
+        after = move.after
+        views = [self._named(after, view) for view in after.views]
+        names = sorted({*after.views, after.table})
+        found = self._guard.query(USERS, name=self._named(after, after.base), views=views, tables=names)
+        if not found:
+            return
+        users = [name for name, _ in found]
+        old = ", ".join(one.rename.old for _, one in move.records)
+        is_by_name = any(by_name for _, by_name in found)
+        then = f" What says {old} there must say the newer name before the contract." if is_by_name else ""
+        self._report.event(
+            "migration.bridge_users",
+            f"Made of {move.after.table}: {', '.join(users)}. They go on working.{then}",
+            table=move.after.table,
+            users=users,
+        )
+
+    def _still_needed(self, move: Move) -> RunError:
+        views = [self._named(move.before, view) for view in move.before.views]
+        users = [name for (name,) in self._guard.query(NEEDED_BY, views=views)]
+        users = [name for name in users if not name.startswith("rule _RETURN on view ")] or users
+        return RunError(
+            f"{move.after.table} can't be contracted: {', '.join(users)} was made while its rename was open, and needs "
+            "the view that stands for it.",
+            exit_code=ExitCode.FAILED,
+            kind="DependentObjectsStillExist",
+            sqlstate=STILL_NEEDED,
+            revision=self._revision(move),
+            hint="Drop it, run this again, and make it anew.",
+        )
+
+    def _holders(self, other: Guard | None, tables: Sequence[str]) -> list[str]:
+        """Who has held one of the tables for longer than a lock would be waited for: to queue holds up the others."""
+        if other is None:
+            return []
+        own = [self._guard.pid, other.pid]
+        found = other.query(HOLDERS, own=own, tables=list(tables), seconds=LOCK_SECONDS)
+        return [blocker(*row) for row in found]
+
+    @contextmanager
+    def _beside(self) -> Iterator[Guard | None]:
+        """Another connection, to see who is in the way: the runner's own is the one that waits."""
+        try:
+            other = connect(self._parameters, CONNECT_SECONDS)
+        except psycopg2.Error:
+            yield None
+            return
+        with closing(other):
+            yield Guard(other, self._report)
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        self._stop.sessions.append(self._guard.own)
+        try:
+            yield
+        finally:
+            self._stop.sessions.remove(self._guard.own)
+
+    def _named(self, bridge: Bridge, name: str) -> str:
+        return f"{self._guard.quoted(bridge.schema)}.{self._guard.quoted(name)}"
+
+    @staticmethod
+    def _revision(move: Move) -> str:
+        return move.records[0][1].revision
+
+
+def _kept(known: Sequence[Recorded]) -> list[tuple[Rename, bool]]:
+    """What the tables have gone through, each with whether its older name works."""
+    return [(one.rename, one.is_open) for one in known if not one.is_reverted]
+
+
+def bridges_of(known: Sequence[Recorded]) -> dict[tuple[str, str], Bridge]:
+    """The bridges of the tables that these renames have gone through, by schema and table; a plain one has no views."""
+    return bridges(_kept(known))
+
+
+def _of(bridge: Bridge, known: Sequence[Recorded]) -> list[Recorded]:
+    return [one for one in known if one.rename in bridge.renames]
+
+
+def _with(rename: Rename, known: Mapping[tuple[str, str], Bridge]) -> Bridge:
+    """The bridge that a rename has led to."""
+    return next(one for one in known.values() if rename in one.renames)
+
+
+def _undefined(revision: str, message: str, kind: str, sqlstate: str) -> RunError:
+    """What PostgreSQL itself says of such a rename."""
+    return RunError(message, exit_code=ExitCode.FAILED, kind=kind, sqlstate=sqlstate, revision=revision)
+
+
+def _impossible(rename: Rename, reason: str, way_out: str) -> RunError:
+    instead = f"{way_out} write" if way_out else "Write"
+    return wrong_use(
+        "NoBridge",
+        f"The rename {rename} can't be bridged: {reason}.",
+        f"{instead} bridge = False into the revision: it is then a plain rename, which fails the older release's "
+        "requests until its tasks are gone.",
+    )

@@ -1,0 +1,163 @@
+"""How the steps of a run get over renames: which are bridged, which bridges go, and what must wait for a contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+from alembic.runtime.migration import MigrationStep, RevisionStep
+
+from migration_runner.bridge import Bridges, bridges_of
+from migration_runner.errors import RunError, wrong_use
+from migration_runner.operations import Lead, Recording, may_rename, mixed, record, touched
+from migration_runner.renames import Recorded, Rename
+from migration_runner.revisions import Revision, lineage
+from migration_runner.steps import Journey
+
+
+class Crossing:
+    """The renames of one run.
+
+    Args:
+        bridges: of the database.
+        revisions: the image's, by id, newest first.
+        journey: where to.
+        current: what the version table holds.
+    """
+
+    def __init__(
+        self, bridges: Bridges, revisions: Mapping[str, Revision], journey: Journey, current: Collection[str]
+    ) -> None:
+        self._bridges = bridges
+        self._revisions = revisions
+        self._journey = journey
+        self._applied = lineage(list(revisions.values()), current)
+        self._known = bridges.recorded()
+        self._ways: dict[str, Callable[[], None]] = {}
+        self._lead: Lead | None = None
+
+    def look_ahead(self, planned: Sequence[MigrationStep], *, is_external: bool) -> None:
+        """Find out how each step is to be done, before the first of them is.
+
+        Args:
+            planned: Alembic's steps.
+            is_external: whether env.py has begun a transaction that holds all of them.
+
+        Raises:
+            RunError: a revision can't be bridged, or does something to a table whose rename is open.
+        """
+        contracted = self._journey.contracted
+        # What the ledger will hold when a step's turn has come.
+        then = [one._replace(is_closed=True) if one.revision in contracted else one for one in self._known]
+        only_bridges = True
+        for step in planned:
+            if not isinstance(step, RevisionStep):
+                continue
+            revision = self._revisions[step.revision.revision]
+            recording = self._recorded(revision, step, then)
+            renames = self._bridged_renames(revision, step, recording)
+            if renames:
+                self._refuse_external(revision, is_external=is_external)
+                if only_bridges:
+                    self._bridges.check(revision.revision, renames, strictly=False)
+                self._ways[revision.revision] = partial(self._bridges.expand, revision.revision, renames)
+                then += [Recorded(revision.revision, at, one, False, False) for at, one in enumerate(renames)]
+            elif own := self._taken_back(revision, step, recording):
+                self._refuse_external(revision, is_external=is_external)
+                self._ways[revision.revision] = partial(self._bridges.revert, own)
+                then = [one for one in then if one not in own]
+            else:
+                only_bridges = False
+                self._refuse_touched(revision, recording, then)
+
+    def begin(self) -> None:
+        """Do what comes before the steps: mend what interrupted runs have left, and close or open bridges."""
+        journey = self._journey
+        if journey.direction == "downgrade":
+            # What an upgrade has begun that did not come to its end.
+            begun = [one for one in self._known if one.revision not in self._applied and not one.is_closed]
+            self._bridges.forget([one for one in begun if one.revision in self._revisions])
+        elif journey.direction != "stamp":
+            self._bridges.repair(self._applied)
+        if journey.contracted:
+            self._bridges.contract(journey.contracted)
+            self._bridges.prove(journey.contracted)
+        if journey.reopened:
+            self._bridges.reopen(journey.reopened)
+
+    def way_of(self, step: RevisionStep) -> Callable[[], None] | None:
+        """What is done instead of the revision's own function; None for that."""
+        return self._ways.get(step.revision.revision)
+
+    @contextmanager
+    def led(self, revision: str) -> Iterator[None]:
+        """Within, the revision's operations know of open bridges."""
+        self._lead = Lead(self._bridges, is_bridging=self._journey.is_bridged and self._revisions[revision].bridge)
+        with self._lead.leading():
+            yield
+        self._lead = None
+
+    def refuse(self, revision: str, statement: str) -> None:
+        """Raise RunError for a statement that was not seen before, and is about a table whose rename is open."""
+        if self._lead and (table := self._lead.forbids(statement)):
+            raise must_contract(revision, table)
+
+    def _recorded(self, revision: Revision, step: RevisionStep, then: Sequence[Recorded]) -> Recording | None:
+        """What the revision does, if that matters."""
+        is_open = any(not one.is_closed for one in then)
+        if is_open or (step.is_upgrade and self._is_bridged(revision) and may_rename(revision)):
+            # The names that revisions before it are going to give.
+            given = {one.rename.new: one.rename.schema for one in then[len(self._known) :] if one.rename.of_table}
+            return record(step.migration_fn, lambda table: given.get(table) or self._bridges.schema_of(table))
+        return None
+
+    def _bridged_renames(
+        self, revision: Revision, step: RevisionStep, recording: Recording | None
+    ) -> Sequence[Rename] | None:
+        if recording is None or not recording.renames or not step.is_upgrade or not self._is_bridged(revision):
+            return None
+        if not recording.is_of_renames_alone:
+            raise mixed(revision.revision)
+        return recording.renames
+
+    def _taken_back(
+        self, revision: Revision, step: RevisionStep, recording: Recording | None
+    ) -> Sequence[Recorded] | None:
+        """The renames of a revision, of which a downgrade takes back the open ones too."""
+        own = [one for one in self._known if one.revision == revision.revision]
+        if recording is None or step.is_upgrade or all(one.is_closed for one in own):
+            return None
+        inverse = sorted(one.rename.inverse for one in own)
+        if not recording.is_of_renames_alone or sorted(recording.renames) != inverse:
+            raise must_contract(revision.revision, own[0].rename.table)
+        return own
+
+    def _is_bridged(self, revision: Revision) -> bool:
+        return self._journey.is_bridged and revision.bridge and revision.phase == "expand"
+
+    def _refuse_touched(self, revision: Revision, recording: Recording | None, then: Sequence[Recorded]) -> None:
+        found = [one for one in bridges_of(then).values() if one.views]
+        table = touched(recording, found) if recording else None
+        if table:
+            raise must_contract(revision.revision, table)
+
+    @staticmethod
+    def _refuse_external(revision: Revision, *, is_external: bool) -> None:
+        if is_external:
+            raise wrong_use(
+                "ExternalTransaction",
+                f"{revision.revision} can't be bridged, for env.py has begun a transaction around all revisions.",
+                "Let env.py leave that to Alembic: with context.begin_transaction(): context.run_migrations().",
+            )
+
+
+def must_contract(revision: str, table: str) -> RunError:
+    """Why a revision is not run while a rename of the table is open."""
+    error = wrong_use(
+        "RenameOpen",
+        f"{revision} changes {table}, whose rename is still open: meanwhile it may only get columns and indexes.",
+        "Finish the rename first: python -m migration_runner contract. Then run this again.",
+    )
+    error.revision = revision
+    return error
