@@ -21,7 +21,7 @@ Cursor: TypeAlias = "psycopg.Cursor[Any] | psycopg2.extensions.cursor"
 # Nothing of the measuring process is to be copied into a client.
 SPAWN = multiprocessing.get_context("spawn")
 # So short that what else the machine does hits each table alike.
-TURN_SECONDS = 0.1
+TURN_SECONDS = 0.02
 # Of ten requests.
 MIX = ("read",) * 5 + ("change",) * 2 + ("add",) * 2 + ("remove",)
 

@@ -11,7 +11,7 @@ The ways are a plain rename (`alembic upgrade`), a bridge (`upgrade --contract-f
 column that a trigger keeps equal, filled in batches of 5,000 rows, with NOT NULL and a unique index made beside the
 traffic; its revisions are run by the same runner, with the same patience for locks.
 
-The throughput is that of two clients without a pause, which use the bridge and the table behind it in turn, a tenth of
+The throughput is that of two clients without a pause, which use the bridge and the table behind it in turn, a 50th of
 a second each: through psycopg2, for which the server parses and plans each statement, and through psycopg 3, which
 prepares. PostgreSQL runs on loopback with TLS and without fsync.
 """
@@ -34,13 +34,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, nan
 from pathlib import Path
-from statistics import mean
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import NamedTuple, TypeAlias
 
 from benchmarks.history import ALEMBIC_SETTINGS, write
 from benchmarks.load import Client, Request, clients, connect
 from benchmarks.peers import ALEMBIC, COMPILE, INSTALLED, OURS
+from benchmarks.projects import FailedError
 from benchmarks.tables import Promise, machine, tell
 from local_aws.postgres import HOST, Postgres, PostgresError
 
@@ -203,7 +204,7 @@ WAYS = {"bridge": BRIDGE, "plain": PLAIN, "trigger": TRIGGER}
 
 
 class Throughput(NamedTuple):
-    """How many requests go through a bridge for each of the table, and how long one takes, in seconds."""
+    """How many requests go through a bridge for each of the table, and the median of what one takes, in seconds."""
 
     ratio: float
     bridge: float
@@ -214,17 +215,13 @@ class Throughput(NamedTuple):
 Throughputs: TypeAlias = dict[tuple[int, str], Throughput]
 
 
-class FailedError(RuntimeError):
-    """A command failed; the message says what it said."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Step:
     """The expansion or the contraction: when it was, and how long the table was locked at a stretch, in seconds."""
 
-    began: float = nan
-    ended: float = nan
-    locked: float = nan
+    began: float
+    ended: float
+    locked: float
 
     @property
     def seconds(self) -> float:
@@ -272,12 +269,14 @@ class Database:
         postgres: the server.
         way: whose project.
         folder: for the project; made.
+        password: of the database's owner.
     """
 
     def __init__(self, postgres: Postgres, way: Way, folder: Path, password: str) -> None:
         self.way = way
         self._folder = folder
         self._postgres = postgres
+        self._password = password
         self.name = f"bench_{secrets.token_hex(6)}"
         self.url = f"postgresql://{TEMPLATE}:{password}@{HOST}:{postgres.port}/{self.name}"
         write(way.files, folder)
@@ -298,13 +297,6 @@ class Database:
     def __exit__(self, *_: object) -> None:
         self._postgres.drop_database(self.name)
 
-    def value(self, query: str) -> float:
-        """The only value that a query returns."""
-        with closing(connect(self.url)) as connection, connection.cursor() as cursor:
-            cursor.execute(query)
-            ((value,),) = cursor.fetchall()
-            return float(value)
-
     def command(self, command: Sequence[str]) -> str:
         """Run a command in the project; what it writes to standard output.
 
@@ -314,27 +306,28 @@ class Database:
         environment = {"PATH": os.environ["PATH"], "HOME": str(self._folder), "DATABASE_URL": self.url}
         done = subprocess.run(command, cwd=self._folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = (done.stdout + done.stderr).strip().splitlines() or ["it said nothing"]
-            raise FailedError(f"{self.way.name}: exit code {done.returncode}: {said[-1]}")
+            said = (done.stdout + done.stderr).replace(self._password, "***").strip().splitlines()
+            raise FailedError(f"{self.way.name}: exit code {done.returncode}: {(said or ['it said nothing'])[-1]}")
         return done.stdout
 
     @property
     def megabytes(self) -> float:
         """The size of the table with its indexes."""
-        return self.value(f"SELECT pg_total_relation_size({RELATION})") / 2**20
+        with closing(connect(self.url)) as connection, connection.cursor() as cursor:
+            cursor.execute(f"SELECT pg_total_relation_size({RELATION})")
+            ((size,),) = cursor.fetchall()
+            return float(size) / 2**20
 
     def step(self, command: Sequence[str], reader: bool) -> Step:
         """Expand or contract, with or without a reader that is there already."""
-        step = Step(began=time.monotonic())
-        if command:
-            with self._reading() if reader else nullcontext(), self._looking() as seen:
-                step.began = time.monotonic()
-                said = self.command(command)
-                step.ended = time.monotonic()
-            step.locked = locked(said, seen)
-        else:
-            step.ended, step.locked = step.began, 0.0
-        return step
+        if not command:
+            now = time.monotonic()
+            return Step(now, now, 0.0)
+        with self._reading() if reader else nullcontext(), self._looking() as seen:
+            began = time.monotonic()
+            said = self.command(command)
+            ended = time.monotonic()
+        return Step(began, ended, locked(said, seen))
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -417,7 +410,7 @@ def throughput(database: Database, rows: int, *, prepares: bool) -> Throughput:
         time.sleep(THROUGHPUT_SECONDS)
         requests = some.halt()
     bridge, table = ([one.seconds for one in requests if one.table == name] for name in client.tables)
-    return Throughput(len(bridge) / len(table), mean(bridge), mean(table))
+    return Throughput(len(bridge) / len(table), median(bridge), median(table))
 
 
 def lines(runs: Sequence[Run], throughputs: Throughputs) -> Iterator[str]:

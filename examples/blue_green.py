@@ -129,5 +129,7 @@ service.load_balancer_target(
 ).attach_to_application_target_group(blue)
 
 migration.execute_before(service)
+# Once the bake time is over and no blue task is left.
+migration.contract_after(service)
 
 app.synth()

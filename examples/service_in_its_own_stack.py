@@ -57,5 +57,7 @@ service = ecs.FargateService(
 service.connections.allow_to_default_port(database)
 
 migration.execute_before(storefront)
+# It stands in the service's stack, which is deployed after the one with the migration.
+migration.contract_after(service)
 
 app.synth()

@@ -57,6 +57,9 @@ def service(name: str, tasks: int) -> ecs.FargateService:
     return made
 
 
-migration.execute_before(service("Storefront", tasks=2), service("Backoffice", tasks=1))
+services = [service("Storefront", tasks=2), service("Backoffice", tasks=1)]
+migration.execute_before(*services)
+# A renamed column keeps its old name until both services are updated.
+migration.contract_after(*services)
 
 app.synth()

@@ -2,6 +2,7 @@
 
 import logging
 from asyncio import to_thread, wait_for
+from itertools import dropwhile
 
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -12,17 +13,20 @@ from sqlalchemy.exc import OperationalError
 
 
 class Readiness:
-    """Ready means that the schema is not behind: its revision is neither missing nor older than this image's head.
+    """Ready means that the schema is not behind: its revision is neither missing nor older than this image needs.
 
-    A revision that this image does not know is newer: the migration makes it while the old tasks still serve.
+    That is the head without the contract revisions at the end, which wait until no older task is left. A revision that
+    this image does not know is newer: the migration makes it while the old tasks still serve.
     An outage, which no new task would mend, leaves the last verdict; without one yet, the service is not ready.
     Raises Alembic's CommandError when the working directory has no alembic.ini, or more than one head.
     """
 
     def __init__(self, engine: Engine) -> None:
         scripts = ScriptDirectory.from_config(Config("alembic.ini"))
-        self._needed = scripts.get_current_head()
-        self._older = {script.revision for script in scripts.walk_revisions()} - {self._needed}
+        newest_first = scripts.walk_revisions(head=scripts.get_current_head() or "heads")
+        expanding = dropwhile(lambda script: getattr(script.module, "phase", None) == "contract", newest_first)
+        self._needed, *older = [script.revision for script in expanding]
+        self._older = set(older)
         self._engine = engine
         self._ready = False
 

@@ -28,12 +28,10 @@ from migration_runner.report import Report
 from migration_runner.stop import Stop
 
 DEADLOCK, STILL_NEEDED = "40P01", "2BP01"
-# For how long others are held up, and at least how long is waited for the table when its views took all of that.
-LOCK_SECONDS, AT_LEAST_SECONDS = 0.1, 0.02
+# How long is waited for a view or a table, and for those of one bridge: so long others are held up.
+LOCK_SECONDS, TOGETHER_SECONDS = 0.1, 0.13
 # However long others hold the table, it is asked for this often at least.
 ASK_AGAIN_SECONDS = 1.0
-# The server ends a runner that has the table and says nothing any more: its host may be gone.
-SILENT_SECONDS = 1.0
 CONNECT_SECONDS = 10
 LONGEST_NAME = 63
 # The first PostgreSQL whose views look at the rights and the policies of whoever reads them.
@@ -88,9 +86,9 @@ SELECT c.relkind::text, c.relispartition,
        ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables
              UNION SELECT pubname FROM pg_publication_tables
              WHERE schemaname = %(schema)s AND tablename = c.relname ORDER BY 1),
-       ARRAY(SELECT DISTINCT ARRAY[p.oid::regprocedure::text, said[1] || '.' || said[2]]
+       ARRAY(SELECT DISTINCT ARRAY[p.oid::regprocedure::text, said[1] || '.' || coalesce(said[2], said[3])]
              FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid,
-                  regexp_matches(p.prosrc, '\\m(NEW|OLD)\\."?(\\w+)"?', 'gi') AS said
+                  regexp_matches(p.prosrc, '\\m(NEW|OLD)\\.(?:"([^"]+)"|(\\w+))', 'gi') AS said
              WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
 FROM pg_class c WHERE c.oid = to_regclass(%(name)s)
 """
@@ -108,25 +106,34 @@ WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LI
 ORDER BY 1
 """
 NEEDED_BY = """
-SELECT DISTINCT pg_describe_object(d.classid, d.objid, 0) FROM pg_depend d
-WHERE d.deptype = 'n' AND (d.refclassid, d.refobjid) IN (
+SELECT DISTINCT CASE WHEN r.oid IS NULL THEN pg_describe_object(d.classid, d.objid, 0)
+                     ELSE pg_describe_object('pg_class'::regclass, r.ev_class, 0) END
+FROM pg_depend d LEFT JOIN pg_rewrite r ON d.classid = 'pg_rewrite'::regclass AND r.oid = d.objid
+WHERE d.deptype = 'n' AND coalesce(r.ev_class <> ALL (%(views)s::regclass[]), true) AND (d.refclassid, d.refobjid) IN (
     SELECT 'pg_class'::regclass::oid, c.oid FROM pg_class c WHERE c.oid = ANY (%(views)s::regclass[])
-    UNION SELECT 'pg_type'::regclass, c.reltype FROM pg_class c WHERE c.oid = ANY (%(views)s::regclass[]))
+    UNION SELECT 'pg_type'::regclass, unnest(ARRAY[t.oid, t.typarray])
+          FROM pg_type t WHERE t.typrelid = ANY (%(views)s::regclass[]))
 ORDER BY 1
 """
 LEFT = """
 SELECT to_regclass(%(base)s) IS NOT NULL
        AND coalesce((SELECT relkind = 'v' FROM pg_class WHERE oid = to_regclass(%(table)s)), true)
 """
+OIDS = "SELECT to_regclass(name)::oid FROM unnest(%(names)s::text[]) AS name"
 HOLDERS = """
 SELECT a.pid, a.application_name, a.query, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)
 FROM pg_locks l JOIN pg_stat_activity a USING (pid)
 WHERE l.locktype = 'relation' AND l.granted AND l.pid <> ALL (%(own)s)
   AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-  AND l.relation IN (SELECT to_regclass(name) FROM unnest(%(tables)s::text[]) AS name)
+  AND l.relation = ANY (%(tables)s::oid[])
   AND clock_timestamp() - a.xact_start > make_interval(secs => %(seconds)s)
   AND a.backend_type IS DISTINCT FROM 'autovacuum worker'
 GROUP BY a.pid, a.application_name, a.query, a.state, a.xact_start
+"""
+LOCKABLE = """
+SELECT name, quote_ident(pg_get_userbyid(relowner)), has_table_privilege(c.oid, 'UPDATE, DELETE, TRUNCATE')
+FROM unnest(%(names)s::text[]) WITH ORDINALITY AS named (name, at) JOIN pg_class c ON c.oid = to_regclass(name)
+ORDER BY at
 """
 # Held before the lock that others feel: VACUUM, CREATE INDEX and other migrations wait for it, and nobody else. After
 # deadlock_timeout the server ends an autovacuum that is in its way:
@@ -135,11 +142,16 @@ APART = """
 SELECT set_config('lock_timeout', (setting::int + 500)::text, true) FROM pg_settings WHERE name = 'deadlock_timeout';
 LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE
 """
-# What is left of the time since this came to the server, for the next lock.
+# For the next lock, of the time since this came to the server; no timeout would be 0.
 WHILE_LEFT = f"""
-SELECT set_config('lock_timeout', greatest({AT_LEAST_SECONDS * 1000:.0f}, {LOCK_SECONDS * 1000:.0f}
-    - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000)::int::text, true)
+SELECT set_config('lock_timeout', greatest(1, least({LOCK_SECONDS * 1000:.0f}, {TOGETHER_SECONDS * 1000:.0f}
+    - extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000))::int::text, true)
 """  # noqa: S608 - constants
+# The runner itself may get to know of it late.
+LOCKED = "SELECT set_config('migration_runner.locked', clock_timestamp()::text, false)"
+LOCKED_MS = """
+SELECT round(extract(epoch FROM clock_timestamp() - current_setting('migration_runner.locked')::timestamptz) * 1000, 1)
+"""
 
 Query = Callable[..., Sequence[Any]]
 
@@ -235,14 +247,19 @@ class Bridges:
                 "Upgrade PostgreSQL to 15 or later, or",
             )
         known = self.recorded()
-        done = {one.rename for one in known if one.revision == revision and one.is_open}
+        stale = self._stale(known, revision, renames)
+        done = {one.rename for one in known if one.revision == revision and one.is_open and one not in stale}
         now = bridges_of(known)
+        # Names that would stand for two things.
+        kept = _kept([one for one in known if one not in stale])
+        bridges([*kept, *((one, True) for one in renames if one not in done)])
+        # What a table is like once that is taken back, is seen then.
+        unseen = {name for one in stale for name in _with(one.rename, now).names}
         for group in groups([one for one in renames if one not in done]):
             first = group[0]
             bridge = now.get((first.schema, first.table)) or Bridge(first.schema, first.table)
-            self._check_group(revision, group, bridge, strictly=strictly)
-        # Names that would stand for two things.
-        bridges([*_kept(known), *((one, True) for one in renames if one not in done)])
+            if not unseen & bridge.names:
+                self._check_group(revision, group, bridge, strictly=strictly)
 
     def expand(self, revision: str, renames: Sequence[Rename]) -> None:
         """Let each renamed column or table of a revision have both names; what an interrupted run has done is kept.
@@ -254,13 +271,16 @@ class Bridges:
         Raises:
             RunError: it can't be bridged, or a lock was not free in time.
         """
-        wanted = [Recorded(revision, at, one, is_closed=False, is_reverted=False) for at, one in enumerate(renames)]
-        others = [one for one in self.recorded() if one.revision == revision and one not in wanted and one.is_open]
-        # The file was edited after an interrupted run.
-        self.forget(others)
+        self.forget(self._stale(self.recorded(), revision, renames))
         self.check(revision, renames, strictly=True)
-        for group in groups(renames):
-            self._open("migration.bridged", [one for one in wanted if one.rename in group])
+        for group in _by_table(revision, renames):
+            self._open("migration.bridged", group)
+
+    @staticmethod
+    def _stale(known: Sequence[Recorded], revision: str, renames: Sequence[Rename]) -> list[Recorded]:
+        """What an interrupted run has done for a table before its renames in the file were edited."""
+        wanted = [one for group in _by_table(revision, renames) if all(one in known for one in group) for one in group]
+        return [one for one in known if one.revision == revision and one.is_open and one not in wanted]
 
     def repair(self, applied: Collection[str]) -> None:
         """Make those bridges anew that an interrupted downgrade has taken away, though their revision stays applied."""
@@ -332,15 +352,22 @@ class Bridges:
                 opened = [one._replace(is_closed=False) if one in members else one for one in known]
                 self._switch("migration.reopened", known, opened, [(OPENED, one) for one in members])
 
-    def remake(self, bridge: Bridge, query: Query) -> None:
-        """Make the views of a bridge anew, for its table has another column.
+    @contextmanager
+    def apart(self, bridge: Bridge, query: Query) -> Iterator[None]:
+        """Within, a bridged table has its plain name: PostgreSQL names what is added as in plain migrations.
 
         Args:
-            bridge: an open one, all of whose views are locked.
-            query: runs in the transaction that has changed the table.
+            bridge: an open one, which nobody else sees meanwhile; made anew at the end, with the columns of then.
+            query: runs in the transaction that changes the table.
         """
-        query("; ".join(f"DROP VIEW {self._named(bridge, view)}" for view in bridge.views))
-        query("; ".join(self._views(bridge, query)))
+        base, table = (self._named(bridge, name) for name in (bridge.base, bridge.table))
+        renaming = f"ALTER TABLE {base} RENAME TO {self._guard.quoted(bridge.table)}"
+        back = f"ALTER TABLE {table} RENAME TO {self._guard.quoted(bridge.base)}"
+        is_away = bridge.base != bridge.table
+        views = [f"DROP VIEW {self._named(bridge, view)}" for view in bridge.views]
+        query("; ".join([self.lock(bridge), *views, *([renaming] if is_away else [])]))
+        yield
+        query("; ".join([*([back] if is_away else []), *self._views(bridge, query, table)]))
 
     def lock(self, bridge: Bridge) -> str:
         """The statement that locks a bridge: its views, and after them its table."""
@@ -405,7 +432,9 @@ class Bridges:
     def _carry_out(self, move: Move) -> None:
         """One transaction, tried again while somebody is in its way."""
         began, patience = time.monotonic(), self._limits.patience
-        tables = [self._named(move.before, name) for name in sorted(move.before.names)]
+        names = [self._named(move.before, name) for name in sorted(move.before.names)]
+        # Who logs in may not be who may look into the schema.
+        tables = [oid for (oid,) in self._guard.query(OIDS, names=names)]
         attempt, blockers = 0, list[str]()
         with self._beside() as other, self._stoppable():
             while True:
@@ -453,57 +482,72 @@ class Bridges:
         )
 
     def _try(self, move: Move) -> float:
-        """How long the table was locked, in milliseconds."""
-        query = self._guard.query
+        """How long the table was locked, in milliseconds.
+
+        All that happens under the lock is one message to the server, for a runner may get little processor time, or its
+        host may be lost.
+        """
+        query, quoted = self._guard.query, self._guard.quoted
         before, after = move.before, move.after
         table = self._named(before, before.base)
-        begin = ["BEGIN", f"SET LOCAL idle_in_transaction_session_timeout = '{round(SILENT_SECONDS * 1000)}ms'"]
+        # What others have committed while they were waited for is to be seen, whatever the role's own default is.
+        begin = ["BEGIN ISOLATION LEVEL READ COMMITTED"]
         if self._limits.deadline is not None:
             begin.append(f"SET LOCAL statement_timeout = '{max(1, int(self._limits.left * 1000))}ms'")
+        found = query(LOCKABLE, names=[table])
+        if not found:
+            raise _gone(f"There is no table {before.schema}.{before.base} any more, so its older names can't work.")
+        ((_, owner, may_lock),) = found
+        if may_lock:
+            begin.append(APART.format(table=table))
         # One after the other: LOCK TABLE of a view would wait for its table as long again.
         locks = [f"DROP VIEW {self._named(before, view)}" for view in before.views]
-        locks.append(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        locks.append(
+            f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE" if may_lock else f"ALTER TABLE {table} OWNER TO {owner}"
+        )
+        steps = [part for lock in locks for part in (WHILE_LEFT, lock)]
+        steps.append(LOCKED)
+        steps += [f"ALTER TABLE {table} RENAME COLUMN {quoted(old)} TO {quoted(new)}" for old, new in move.columns]
+        if before.base != after.base:
+            steps.append(f"ALTER TABLE {table} RENAME TO {quoted(after.base)}")
         try:
-            query("; ".join([*begin, APART.format(table=table)]))
-            query("; ".join(f"{WHILE_LEFT}; {lock}" for lock in locks))
-            began = time.monotonic()
-            quoted = self._guard.quoted
-            steps = [f"ALTER TABLE {table} RENAME COLUMN {quoted(old)} TO {quoted(new)}" for old, new in move.columns]
-            if before.base != after.base:
-                steps.append(f"ALTER TABLE {table} RENAME TO {quoted(after.base)}")
-            if steps:
-                query("; ".join(steps))
-            steps = self._views(after, query)
-            records = [self._record(*one) for one in move.records]
-            query("; ".join([*steps, *records, "COMMIT"]))
-            return round((time.monotonic() - began) * 1000, 1)
+            query("; ".join(begin))
+            steps += self._views(after, query, table, move.columns)
+            steps += [self._record(*one) for one in move.records]
+            return float(query("; ".join([*steps, "COMMIT", LOCKED_MS]))[0][0])
         except BaseException:
             # The session may be lost, and the rollback with it.
             with suppress(RunError, psycopg2.Error):
                 query("ROLLBACK")
             raise
 
-    def _views(self, bridge: Bridge, query: Query) -> list[str]:
-        """What makes the views of a bridge, with all that its table has."""
+    def _views(self, bridge: Bridge, query: Query, table: str, renamed: Sequence[tuple[str, str]] = ()) -> list[str]:
+        """What makes the views of a bridge, with all that its table has.
+
+        Args:
+            bridge: whose views they are.
+            query: asks for it.
+            table: what the table is called now.
+            renamed: the columns that are renamed before the views are made, older and newer name.
+        """
         if not bridge.views:
             return []
-        ((columns, owner, is_own, comment, has_acl, acl, defaults),) = query(
-            STATE, table=self._named(bridge, bridge.base)
-        )
+        ((columns, owner, is_own, comment, has_acl, acl, defaults),) = query(STATE, table=table)
+        for older, newer in renamed:
+            columns = [
+                (newer, self._guard.quoted(newer), about) if name == older else (name, as_identifier, about)
+                for name, as_identifier, about in columns
+            ]
         by_name = {name: quoted for name, quoted, _ in columns}
         quoted = self._guard.quoted
         shown = [(name, name, about) for _, name, about in columns]
         comments = {name: about for name, _, about in columns}
         for old, new in bridge.columns.items():
+            table = f"{bridge.schema}.{bridge.table}"
             if new not in by_name:
-                raise RunError(
-                    f"{bridge.schema}.{bridge.table} has no column {new} any more, so its older name {old} can't work.",
-                    exit_code=ExitCode.FAILED,
-                    kind="UndefinedColumn",
-                    sqlstate="42703",
-                    hint="A later revision has dropped or renamed it: bring back a release that needs only what is "
-                    "there.",
-                )
+                raise _gone(f"{table} has no column {new} any more, so its older name {old} can't work.")
+            if old in by_name:
+                raise _gone(f"{table} has another column {old} by now, so this can't be the older name of {new}.")
             shown.append((quoted(old), by_name[new], comments[new]))
         selected = ", ".join(name if name == of else f"{of} AS {name}" for name, of, _ in shown)
         steps = []
@@ -554,6 +598,10 @@ class Bridges:
         names = set(columns)
         for one in group:
             if one.of_table:
+                name = self._named(bridge, one.new)
+                if one.new not in bridge.names and self._guard.query("SELECT to_regclass(%s)", name)[0][0]:
+                    message = f'relation "{one.new}" already exists'
+                    raise _undefined(revision, message, "DuplicateTable", "42P07")
                 continue
             if one.old not in names and strictly:
                 raise _undefined(revision, f'column "{one.old}" does not exist', "UndefinedColumn", "42703")
@@ -616,10 +664,10 @@ class Bridges:
     def _still_needed(self, move: Move) -> RunError:
         views = [self._named(move.before, view) for view in move.before.views]
         users = [name for (name,) in self._guard.query(NEEDED_BY, views=views)]
-        users = [name for name in users if not name.startswith("rule _RETURN on view ")] or users
+        were = "was" if len(users) == 1 else "were"
         return RunError(
-            f"{move.after.table} can't be contracted: {', '.join(users)} was made while its rename was open, and needs "
-            "the view that stands for it.",
+            f"The view that stands for {move.before.table} can't go: {' and '.join(users)} {were} made of it while the "
+            "rename was open.",
             exit_code=ExitCode.FAILED,
             kind="DependentObjectsStillExist",
             sqlstate=STILL_NEEDED,
@@ -627,12 +675,16 @@ class Bridges:
             hint="Drop it, run this again, and make it anew.",
         )
 
-    def _holders(self, other: Guard | None, tables: Sequence[str]) -> list[str]:
+    def _holders(self, other: Guard | None, tables: Sequence[int]) -> list[str]:
         """Who has held one of the tables for longer than a lock would be waited for: to queue holds up the others."""
         if other is None:
             return []
         own = [self._guard.pid, other.pid]
-        found = other.query(HOLDERS, own=own, tables=list(tables), seconds=LOCK_SECONDS)
+        try:
+            found = other.query(HOLDERS, own=own, tables=list(tables), seconds=LOCK_SECONDS)
+        except (RunError, psycopg2.Error):
+            # It is a courtesy, which the run can do without.
+            return []
         return [blocker(*row) for row in found]
 
     @contextmanager
@@ -667,6 +719,12 @@ def _kept(known: Sequence[Recorded]) -> list[tuple[Rename, bool]]:
     return [(one.rename, one.is_open) for one in known if not one.is_reverted]
 
 
+def _by_table(revision: str, renames: Sequence[Rename]) -> list[list[Recorded]]:
+    """The renames of a revision as its bridges have them, those of one table together."""
+    each = [Recorded(revision, at, one, is_closed=False, is_reverted=False) for at, one in enumerate(renames)]
+    return [[one for one in each if one.rename in group] for group in groups(renames)]
+
+
 def bridges_of(known: Sequence[Recorded]) -> dict[tuple[str, str], Bridge]:
     """The bridges of the tables that these renames have gone through, by schema and table; a plain one has no views."""
     return bridges(_kept(known))
@@ -679,6 +737,16 @@ def _of(bridge: Bridge, known: Sequence[Recorded]) -> list[Recorded]:
 def _with(rename: Rename, known: Mapping[tuple[str, str], Bridge]) -> Bridge:
     """The bridge that a rename has led to."""
     return next(one for one in known.values() if rename in one.renames)
+
+
+def _gone(message: str) -> RunError:
+    """Why an older name can't be brought back."""
+    return RunError(
+        message,
+        exit_code=ExitCode.FAILED,
+        kind="CannotReopen",
+        hint="A later revision has done that. Bring back a release that needs only what is there.",
+    )
 
 
 def _undefined(revision: str, message: str, kind: str, sqlstate: str) -> RunError:

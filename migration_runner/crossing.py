@@ -34,6 +34,15 @@ class Crossing:
         self._journey = journey
         self._applied = lineage(list(revisions.values()), current)
         self._known = bridges.recorded()
+        # What an upgrade has begun that did not come to its end; to stay is to leave it as it is.
+        self._begun = [
+            one
+            for one in self._known
+            if journey.direction in ("upgrade", "downgrade")
+            and one.revision in revisions
+            and one.revision not in self._applied
+            and not one.is_closed
+        ]
         self._ways: dict[str, Callable[[], None]] = {}
         self._lead: Lead | None = None
 
@@ -47,9 +56,8 @@ class Crossing:
         Raises:
             RunError: a revision can't be bridged, or does something to a table whose rename is open.
         """
-        contracted = self._journey.contracted
         # What the ledger will hold when a step's turn has come.
-        then = [one._replace(is_closed=True) if one.revision in contracted else one for one in self._known]
+        then = [self._then(one) for one in self._known if one not in self._begun]
         only_bridges = True
         for step in planned:
             if not isinstance(step, RevisionStep):
@@ -59,10 +67,12 @@ class Crossing:
             renames = self._bridged_renames(revision, step, recording)
             if renames:
                 self._refuse_external(revision, is_external=is_external)
+                then += [Recorded(revision.revision, at, one, False, False) for at, one in enumerate(renames)]
+                # Raises for a name that would stand for two things, also when an earlier step is what gives it.
+                bridges_of(then)
                 if only_bridges:
                     self._bridges.check(revision.revision, renames, strictly=False)
                 self._ways[revision.revision] = partial(self._bridges.expand, revision.revision, renames)
-                then += [Recorded(revision.revision, at, one, False, False) for at, one in enumerate(renames)]
             elif own := self._taken_back(revision, step, recording):
                 self._refuse_external(revision, is_external=is_external)
                 self._ways[revision.revision] = partial(self._bridges.revert, own)
@@ -74,11 +84,8 @@ class Crossing:
     def begin(self) -> None:
         """Do what comes before the steps: mend what interrupted runs have left, and close or open bridges."""
         journey = self._journey
-        if journey.direction == "downgrade":
-            # What an upgrade has begun that did not come to its end.
-            begun = [one for one in self._known if one.revision not in self._applied and not one.is_closed]
-            self._bridges.forget([one for one in begun if one.revision in self._revisions])
-        elif journey.direction != "stamp":
+        self._bridges.forget([one for one in self._begun if one.revision not in self._ways])
+        if journey.direction not in ("downgrade", "stamp"):
             self._bridges.repair(self._applied)
         if journey.contracted:
             self._bridges.contract(journey.contracted)
@@ -108,16 +115,20 @@ class Crossing:
         is_open = any(not one.is_closed for one in then)
         if is_open or (step.is_upgrade and self._is_bridged(revision) and may_rename(revision)):
             # The names that revisions before it are going to give.
-            given = {one.rename.new: one.rename.schema for one in then[len(self._known) :] if one.rename.of_table}
+            given = {
+                one.rename.new: one.rename.schema for one in then if one.rename.of_table and one not in self._known
+            }
             return record(step.migration_fn, lambda table: given.get(table) or self._bridges.schema_of(table))
         return None
 
     def _bridged_renames(
         self, revision: Revision, step: RevisionStep, recording: Recording | None
     ) -> Sequence[Rename] | None:
-        if recording is None or not recording.renames or not step.is_upgrade or not self._is_bridged(revision):
+        if recording is None or not step.is_upgrade or not self._is_bridged(revision):
             return None
-        if not recording.is_of_renames_alone:
+        # A rename may come after a query, where it was not seen.
+        may_be = recording.renames or (not recording.is_whole and may_rename(revision))
+        if may_be and not recording.is_of_renames_alone:
             raise mixed(revision.revision)
         return recording.renames
 
@@ -132,6 +143,15 @@ class Crossing:
         if not recording.is_of_renames_alone or sorted(recording.renames) != inverse:
             raise must_contract(revision.revision, own[0].rename.table)
         return own
+
+    def _then(self, one: Recorded) -> Recorded:
+        """What becomes of a rename before the steps."""
+        if one.revision in self._journey.contracted:
+            return one._replace(is_closed=True)
+        if self._journey.direction == "upgrade" and one.revision in self._applied:
+            # An interrupted downgrade has taken it back.
+            return one._replace(is_reverted=False)
+        return one
 
     def _is_bridged(self, revision: Revision) -> bool:
         return self._journey.is_bridged and revision.bridge and revision.phase == "expand"

@@ -9,7 +9,7 @@ import copy
 import io
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import alembic.op
 from alembic.operations import BatchOperations, Operations
 from alembic.operations.ops import AddColumnOp, AlterColumnOp, CreateIndexOp, MigrateOperation, RenameTableOp
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Engine, event
 
 from migration_runner.bridge import Bridges
 from migration_runner.errors import RunError, wrong_use
@@ -27,13 +28,17 @@ from migration_runner.revisions import Revision
 RENAMES = re.compile(rb"new_column_name|rename_table")
 # What an autocommit block consists of, and settings that a bridge has no use for.
 HARMLESS = re.compile(r"(COMMIT|BEGIN|SET (LOCAL |SESSION )?(lock_timeout|statement_timeout)\b.*)", re.IGNORECASE)
-# What PostgreSQL names after the table, which has another name just now.
-NAMED_AFTER_TABLE = re.compile(
+# Constraints and sequences: more than a column, and some of them hold the table up, or another one.
+MORE_THAN_COLUMN = re.compile(
     r"\b(CONSTRAINT|REFERENCES|CHECK|UNIQUE|PRIMARY|SERIAL|BIGSERIAL|SMALLSERIAL|IDENTITY)\b", re.IGNORECASE
 )
-COLUMN_ALONE = re.compile(r"(ALTER TABLE \S+ ADD COLUMN|COMMENT ON COLUMN) ", re.IGNORECASE)
+COLUMN_ALONE = re.compile(r'(ALTER TABLE (?:"(?:""|[^"])*"|[^\s"])+ ADD COLUMN|COMMENT ON COLUMN) ', re.IGNORECASE)
 
 Implementation = Callable[[Operations, Any, Callable[..., Any]], Any]
+
+
+class _ReachesDatabaseError(Exception):
+    """A revision does something in the database that is only to tell what it does."""
 
 
 @dataclass
@@ -42,13 +47,13 @@ class Recording:
 
     Args:
         renames: of columns and tables.
-        led: the tables, with their schemas, that get a column or an index, and nothing that is named after them.
+        led: the tables that get a column or an index, and nothing that is named after them; with the column.
         others: everything else, in SQL.
         is_whole: whether all of it is known; a query for one gives nothing without a database.
     """
 
     renames: list[Rename] = field(default_factory=list)
-    led: list[tuple[str | None, str]] = field(default_factory=list)
+    led: list[tuple[str, str | None]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     is_whole: bool = True
 
@@ -93,7 +98,17 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
     """
     recording, written = Recording(), io.StringIO()
     options = {"as_sql": True, "literal_binds": True, "output_buffer": written}
-    inner = Operations(MigrationContext.configure(dialect_name="postgresql", opts=options))
+    context = MigrationContext.configure(dialect_name="postgresql", opts=options)
+    # The runner's own, which waits for locks in the block, has no use here.
+    context.autocommit_block = nullcontext  # type: ignore[assignment, method-assign]
+    inner, bind = Operations(context), context.connection
+
+    def ask(statement: object, *_: object, **__: object) -> None:
+        """What a query asks is known, though not what it gives."""
+        context.impl.static_output(f"{statement};")
+
+    for name in ("execute", "exec_driver_sql", "scalar", "scalars"):
+        setattr(bind, name, ask)
 
     def schema_now(table: str) -> str:
         """Of a table that the revision itself has renamed, the database knows only the older name."""
@@ -118,16 +133,16 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
         began = written.tell()
         original(operations, operation)
         statements = [flat(one)[1] for one in split(written.getvalue()[began:])]
-        alone = all(COLUMN_ALONE.match(one) and not NAMED_AFTER_TABLE.search(one) for one in statements)
+        alone = all(COLUMN_ALONE.match(one) and not MORE_THAN_COLUMN.search(one) for one in statements)
         if statements and alone:
             written.truncate(began)
             written.seek(began)
-            recording.led.append((operation.schema, operation.table_name))
+            recording.led.append((operation.table_name, operation.column.name))
 
     def create_index(operations: Operations, operation: CreateIndexOp, original: Callable[..., Any]) -> Any:
         if not operation.index_name or isinstance(operations, BatchOperations):
             return original(operations, operation)
-        recording.led.append((operation.schema, operation.table_name))
+        recording.led.append((operation.table_name, None))
         return None
 
     recorders: dict[type[MigrateOperation], Implementation] = {
@@ -136,8 +151,14 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
         AddColumnOp: add_column,
         CreateIndexOp: create_index,
     }
+
+    def refuse(*_: object) -> None:
+        """Another connection, such as env.py's, would change what is only to be told."""
+        raise _ReachesDatabaseError
+
     outer = alembic.op._proxy  # type: ignore[attr-defined]
     inner._install_proxy()
+    event.listen(Engine, "before_cursor_execute", refuse)
     try:
         with implemented(recorders):
             migrate()
@@ -147,6 +168,7 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
         # A query gives None, on which the migration trips sooner or later, in whichever way.
         recording.is_whole = False
     finally:
+        event.remove(Engine, "before_cursor_execute", refuse)
         outer._install_proxy()
     recording.others += [one for one in split(written.getvalue()) if not HARMLESS.fullmatch(flat(one)[0].strip())]
     return recording
@@ -208,10 +230,8 @@ class Lead:
             result = operations.get_bind().exec_driver_sql(statement, named or None, execution_options=options)
             return result.all() if result.returns_rows else []
 
-        with self._own():
-            query(self._bridges.lock(bridge))
-            original(operations, _led(operation, bridge))
-            self._bridges.remake(bridge, query)
+        with self._own(), self._bridges.apart(bridge, query):
+            original(operations, _led(operation, bridge, bridge.table))
         return None
 
     def _create_index(self, operations: Operations, operation: CreateIndexOp, original: Callable[..., Any]) -> Any:
@@ -219,7 +239,7 @@ class Lead:
         if bridge is None:
             return original(operations, operation)
         with self._own():
-            return original(operations, _led(operation, bridge))
+            return original(operations, _led(operation, bridge, bridge.base))
 
     def _rename(self, operations: Operations, operation: Any, original: Callable[..., Any]) -> Any:
         if self._is_bridging and (isinstance(operation, RenameTableOp) or _is_rename(operation)):
@@ -227,9 +247,9 @@ class Lead:
         return original(operations, operation)
 
 
-def _led(operation: Any, bridge: Bridge) -> Any:
+def _led(operation: Any, bridge: Bridge, table: str) -> Any:
     other = copy.copy(operation)
-    other.table_name, other.schema = bridge.base, bridge.schema
+    other.table_name, other.schema = table, bridge.schema
     return other
 
 
@@ -257,6 +277,8 @@ def touched(recording: Recording, bridges: Collection[Bridge]) -> str | None:
     for bridge in bridges:
         if any(mentions(statement, bridge.names) for statement in recording.others):
             return bridge.table
+        if any(table in bridge.names and column in bridge.columns for table, column in recording.led):
+            return bridge.table
         if any(one.schema == bridge.schema and one.table in bridge.names for one in recording.renames):
             return bridge.table
     return None
@@ -265,11 +287,14 @@ def touched(recording: Recording, bridges: Collection[Bridge]) -> str | None:
 def mentions(sql: str, names: Collection[str]) -> bool:
     """Whether a statement names one of the tables; in the body of a function, or of DO, every word counts."""
     wanted = {name.lower() for name in names}
+    is_anonymous = re.match(r"\s*DO\b", sql, re.IGNORECASE)
     for token in TOKEN.finditer(sql):
         if token["word"]:
             if token["word"].strip('"').replace('""', '"').lower() in wanted:
                 return True
-        elif token["dollar"] and wanted & {word.lower() for word in re.findall(r"[\w$]+", token["string"])}:
+        elif (token["dollar"] or (is_anonymous and token["string"])) and wanted & {
+            word.lower() for word in re.findall(r"[\w$]+", token["string"])
+        }:
             return True
     return False
 

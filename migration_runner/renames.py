@@ -112,7 +112,8 @@ def bridges(renames: Iterable[tuple[Rename, bool]]) -> dict[tuple[str, str], Bri
     for one, keeps_old in renames:
         bridge = known.pop((one.schema, one.table), None) or Bridge(one.schema, one.table)
         if one.of_table:
-            if (one.schema, one.new) in known or one.new in bridge.former:
+            others = [other.names for other in known.values() if other.views and other.schema == one.schema]
+            if any(one.new in names for names in [*others, bridge.former]):
                 raise still_open(one.new, one)
             bridge.table = one.new
             bridge.former += [one.old] if keeps_old else []

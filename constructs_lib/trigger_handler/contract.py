@@ -31,7 +31,7 @@ from watch import (
 )
 
 LOGGER = logging.getLogger(__name__)
-POLL_SECONDS = 5.0
+POLL_SECONDS = 2.0
 # ECS is consistent only eventually: what it says of a service may be older than what CloudFormation has done.
 OBSTACLE_SECONDS = 120.0
 # As many services as ECS describes at once.
@@ -58,7 +58,8 @@ def answer(event: dict[str, Any], context: Any, aws: Aws, watch: Watch | None = 
             return _answered(event, follow(event, context, aws, watch))
         status = stack_status(event, aws)
         if watch is None and rolls_back(status):
-            return keep_schema(event, context, aws)
+            # A rollback creates nothing.
+            return too_late() if event["RequestType"] == "Create" else keep_schema(event, context, aws)
         return _close(event, context, aws, status, watch)
     except TooLateError:
         return too_late()
@@ -120,25 +121,25 @@ def _await_services(event: dict[str, Any], context: Any, aws: Aws, request: Requ
         TooLateError: the request was cancelled.
     """
     seen = expected = aws.now()
-    obstacle: Obstacle | None = Obstacle("ECS has not described them.", passes=True)
+    obstacle = Obstacle("ECS has not described them.", passes=True)
     while True:
         now = aws.now()
         try:
-            obstacle = _obstacle(aws, request)
-            seen = now
+            found = _obstacle(aws, request)
+            if found is None:
+                return True
+            obstacle, seen = found, now
         except CALL_ERRORS as error:
             if now - seen > PATIENCE and not passes(error, PATIENCE):
                 raise
             LOGGER.warning("a call to ECS has failed, and is made again: %s", error)
-        if obstacle is None and seen == now:
-            return True
-        expected = now if obstacle is None or obstacle.passes else expected
+        expected = now if obstacle.passes else expected
         _refuse_to_wait(event, aws, request)
-        if obstacle and now - expected >= OBSTACLE_SECONDS:
+        if now - expected >= OBSTACLE_SECONDS:
             raise NotReadyError(obstacle.sentence)
         if now >= deadline:
-            last_seen = obstacle.sentence if obstacle else "ECS does not describe them any more."
-            raise NotReadyError(f"The services have not been ready within {request.timeout / 60:g} min. {last_seen}")
+            minutes = f"{request.timeout / 60:g}"
+            raise NotReadyError(f"The services have not been ready within {minutes} min. {obstacle.sentence}")
         if context.get_remaining_time_in_millis() < HAND_ON_MILLISECONDS:
             return False
         aws.sleep(POLL_SECONDS)

@@ -99,6 +99,7 @@ class Outcome:
         before: the revision before the run, "-" when unknown.
         after: the revision after the run, "-" when unknown.
         ahead: whether it may pass although the schema is ahead of the release.
+        elsewhere: whether the schema is known not to be where the release leaves it.
         left: what a contract still has to do; None when that is unknown.
     """
 
@@ -110,6 +111,7 @@ class Outcome:
     before: str
     after: str
     ahead: bool
+    elsewhere: bool
     left: tuple[str, ...] | None
 
     @property
@@ -150,14 +152,19 @@ class Outcome:
         closing = replace(deployment.closing, running=False)
         if self.never_ran:
             return replace(deployment, closing=closing, has_closed=False)
-        return replace(deployment, after=self.after, contract=self.contract, closing=closing)
+        return replace(self._seen_in(deployment), closing=closing)
 
     def reopened_in(self, deployment: Record) -> Record:
         """What is known of the deployment after this, which is what the reopening of its contract has done."""
         if self.never_ran:
             return deployment
-        known = replace(deployment, after=self.after, contract=self.contract)
+        known = self._seen_in(deployment)
         return known.reopened() if self.succeeded else known
+
+    def _seen_in(self, deployment: Record) -> Record:
+        # Neither a contract nor what reopens it leaves the release's targets: then somebody else has.
+        fingerprint = UNKNOWN if self.elsewhere else deployment.fingerprint
+        return replace(deployment, fingerprint=fingerprint, after=self.after, contract=self.contract)
 
 
 def stuck(downgrade: Request, sentence: str, where: str = "") -> str:
@@ -282,21 +289,22 @@ def judge(task: Mapping[str, Any], result: Mapping[str, Any] | None, request: Re
     said = result or {}
     container = _container(task, request)
     before, after = (str(said.get(name) or UNKNOWN) for name in ("from", "at"))
+    elsewhere = after not in (UNKNOWN, *request.targets)
     left = None if said.get("open") is None else tuple(said["open"])
     if has_succeeded(task, request):
         ahead = container["exitCode"] == AHEAD
         moves = request.step in ("upgrade", "downgrade")
         after = request.target if after == UNKNOWN and not ahead and moves else after
         # An older release passes with 0 as long as both names work that a newer one has made.
-        ahead = ahead or (request.step == "upgrade" and after not in (*request.targets, said.get("target")))
+        ahead = ahead or (request.step == "upgrade" and elsewhere and after != said.get("target"))
         sentence = f"The schema is at {after}{', ahead of this release, which may pass' if ahead else ''}."
         sentence = sentence if after != UNKNOWN else ""
-        return Outcome(True, False, False, sentence, "", before, after, ahead, left)
+        return Outcome(True, False, False, sentence, "", before, after, ahead, elsewhere, left)
     never_ran = task["lastStatus"] == "STOPPED" and container.get("exitCode") is None and "startedAt" not in task
     where = f"Task {task_id(task['taskArn'])}." if never_ran else _where(task, request)
     untouched = never_ran or (bool(said) and before == after and not said.get("applied"))
     sentence = _cause(task, container, said, request)
-    return Outcome(False, untouched, never_ran, sentence, where, before, after, False, left)
+    return Outcome(False, untouched, never_ran, sentence, where, before, after, False, elsewhere, left)
 
 
 def _cause(task: Mapping[str, Any], container: Mapping[str, Any], said: Mapping[str, Any], request: Request) -> str:

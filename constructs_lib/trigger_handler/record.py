@@ -129,9 +129,10 @@ class Record(Turn):
 
     def taken_back_by(self, rollback: Request) -> Record:
         """The record of the same deployment from when one of its resources is rolled back, or deleted."""
-        closing = replace(self.closing, rollback=rollback.key)
+        newest = max(self.closing.newest, rollback.sent)
+        closing = replace(self.closing, rollback=rollback.key, newest=newest)
         if rollback.of_contract:
-            return replace(self, closing=replace(closing, newest=max(closing.newest, rollback.sent)))
+            return replace(self, closing=closing)
         return replace(self, closing=closing, rollback=rollback.key, newest=max(self.newest, rollback.sent))
 
     def closed_by(self, rollback: Request) -> Record:

@@ -125,7 +125,7 @@ class Request:
         return replace(
             newer,
             target=revision,
-            targets=older.targets,
+            targets=older.targets if step == "downgrade" else newer.targets,
             fingerprint=older.fingerprint if step == "downgrade" else newer.fingerprint,
             timeout=min(older.timeout, newer.timeout),
             on_database_ahead="fail",

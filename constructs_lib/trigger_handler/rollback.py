@@ -24,7 +24,7 @@ def let_go(event: dict[str, Any], aws: Aws) -> Answer:
     record = Record()
     with as_far_as_possible("a task of the migration may still run"):
         request = Request.parse(event)
-        record = _unread(aws)
+        record = _unread(aws, request)
         with as_far_as_possible("what the deployment has done is not known"):
             record = read_record(aws, request, SHORT_PATIENCE)
             if record.turn_of(request).running:
@@ -49,28 +49,40 @@ def keep_schema(event: dict[str, Any], context: Any, aws: Aws) -> Answer | None:
         context: Lambda's.
         aws: the world.
     """
-    record, all_stopped, gives_back = _unread(aws), False, False
+    record, all_stopped, gives_back = Record(), False, False
     with as_far_as_possible("what the rollback leaves is not known"):
         request = Request.parse(event)
+        newer = Request.parse(event, "OldResourceProperties") if event.get("OldResourceProperties") else request
+        # An unknown record of the migration is made anew; its contract leaves it as it is.
+        record, writes = _unread(aws, newer), not request.of_contract
         with as_far_as_possible("what the deployment has done is not known"):
             record = read_record(aws, request, SHORT_PATIENCE)
+            writes = True
             if record.turn_of(request).refuses_rollback(request):
                 return too_late()
-        record = record.taken_back_by(request)
-        with as_far_as_possible("the rollback is not recorded yet"):
-            write_record(aws, request, record, SHORT_PATIENCE)
-        newer = Request.parse(event, "OldResourceProperties") if event.get("OldResourceProperties") else request
         # A contract whose migration takes the whole schema back leaves it to that.
         gives_back = asks_for_names(request, newer, record) and not asks_for_downgrade(event)
-        if gives_back and 0 < request.sent < phase_began(aws, request.stack_id, rolls_back):
+        if (request.of_contract or gives_back) and _is_of_the_update(request, aws):
             return too_late()
+        record = record.taken_back_by(request)
+        with as_far_as_possible("the rollback is not recorded yet"):
+            if writes:
+                write_record(aws, request, record, SHORT_PATIENCE)
         way_back = Request.parse_way_back(event, "reopen", request.target) if gives_back else newer
         record, all_stopped = _end_deployment(Tasks(aws, way_back), newer, record, ROLLED_BACK)
-        _close(aws, request, record)
+        if writes:
+            _close(aws, request, record)
         gives_back = gives_back and record.has_closed
     if gives_back:
         return open_names(event, context, aws)
     return _kept(record, all_stopped=all_stopped)
+
+
+def _is_of_the_update(request: Request, aws: Aws) -> bool:
+    """Whether the request is of the update that is rolled back: nobody waits for it any more."""
+    with as_far_as_possible("the request is taken for one of the rollback"):
+        return 0 < request.sent < phase_began(aws, request.stack_id, rolls_back)
+    return False
 
 
 def _kept(record: Record, *, all_stopped: bool) -> Answer:
@@ -214,9 +226,10 @@ def _turns(newer: Request, record: Record) -> list[tuple[Step, Turn]]:
     return closing if newer.of_contract else [("upgrade", record), *closing]
 
 
-def _unread(aws: Aws) -> Record:
-    """What is known when the record can't be read: a task may be about to start."""
-    return Record(running=True, began=aws.now())
+def _unread(aws: Aws, newer: Request) -> Record:
+    """What is known when the record can't be read: a task may be about to start, and a contract may have closed."""
+    turn = Turn(release=newer.release, began=aws.now(), running=True)
+    return Record(running=True, began=turn.began, has_closed=newer.of_contract, closing=turn)
 
 
 def _close(aws: Aws, request: Request, record: Record) -> None:

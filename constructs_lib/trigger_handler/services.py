@@ -31,7 +31,7 @@ def deployment_obstacle(service: Service, described: Mapping[str, Any] | None) -
     """
     if described is None or described["status"] != "ACTIVE":
         return Obstacle(f"The service {service.name} is gone.", passes=False)
-    deployments = [one for one in described["deployments"] if one["status"] != "INACTIVE"]
+    deployments = [one for one in described["deployments"] if one["status"] != "INACTIVE" and not _is_left_over(one)]
     newest = next((one for one in deployments if one["status"] == "PRIMARY"), None)
     if newest is None:
         return _goes_on(service)
@@ -62,7 +62,9 @@ def older_tasks_obstacle(service: Service, tasks: Sequence[Mapping[str, Any]]) -
     ]
     if not older:
         return None
-    return Obstacle(f"The service {service.name} still has {len(older)} tasks of another release.", passes=True)
+    return Obstacle(
+        f"Of the service {service.name}, tasks of another release have not stopped: {len(older)}.", passes=True
+    )
 
 
 def _is_done(deployment: Mapping[str, Any]) -> bool:
@@ -71,6 +73,12 @@ def _is_done(deployment: Mapping[str, Any]) -> bool:
     if "rolloutState" in deployment:
         return bool(deployment["rolloutState"] == "COMPLETED")
     return bool(deployment["runningCount"] == deployment["desiredCount"] and not deployment["pendingCount"])
+
+
+def _is_left_over(deployment: Mapping[str, Any]) -> bool:
+    """Whether it is one that has failed and has no task: ECS may list it on beside the one that has replaced it."""
+    has_failed = deployment["status"] != "PRIMARY" and deployment.get("rolloutState") == "FAILED"
+    return has_failed and not deployment["runningCount"] and not deployment["pendingCount"]
 
 
 def _goes_on(service: Service) -> Obstacle:

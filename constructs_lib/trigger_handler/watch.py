@@ -12,7 +12,7 @@ from cfn_response import UNKNOWN, Answer, succeeded
 from decision import Action, goes_on
 from ecs_task import VISIBLE_SECONDS, NotStartedError, Task, Tasks, TooLateError
 from outcome import Outcome, judge, was_refused
-from record import SHORT_PATIENCE, Record, read_record, write_record
+from record import SHORT_PATIENCE, Record, Turn, read_record, write_record
 from request import Request, Step
 
 # What is left to do after this has been checked, at worst: the next poll (17 s), the log read three times (91 s), the
@@ -260,9 +260,14 @@ def _record_outcome(aws: Aws, request: Request, outcome: Outcome) -> None:
     with as_far_as_possible("the outcome is not recorded"):
         record = read_record(aws, request, SHORT_PATIENCE)
         turn = record.turn_of(request)
-        asks = turn.rollback == request.key if request.goes_back else turn.is_of(request)
-        if asks:
+        if turn.is_of(request) or (request.goes_back and _is_rollback_of(request, turn)):
             write_record(aws, request, _with(outcome, record, request), SHORT_PATIENCE)
+
+
+def _is_rollback_of(request: Request, turn: Turn) -> bool:
+    # The migration and its contract share the record: one may have written what it had read before the other.
+    overwritten = turn.rollback == UNKNOWN and request.sent > 0 and not turn.refuses_rollback(request)
+    return turn.rollback == request.key or overwritten
 
 
 def _with(outcome: Outcome, record: Record, request: Request) -> Record:
@@ -272,7 +277,7 @@ def _with(outcome: Outcome, record: Record, request: Request) -> Record:
         case "contract":
             return outcome.closed_in(record)
         case "reopen":
-            return outcome.reopened_in(record)
+            return outcome.reopened_in(record.taken_back_by(request))
         case "downgrade":
-            after = outcome.added_to(record, request.fingerprint)
+            after = outcome.added_to(record.taken_back_by(request), request.fingerprint)
             return after.closed_by(request).reopened() if outcome.succeeded else after

@@ -19,6 +19,15 @@ SEQUENCES = int(os.environ.get("TRIGGER_SEQUENCES", "2000"))
 SITUATIONS = {
     "cancelled",
     "continuation",
+    "contract",
+    "contract back first",
+    "contract back second",
+    "contract closed",
+    "contract delete",
+    "contract open",
+    "contract update FAILED",
+    "an older release passes beside open names",
+    "reopen",
     "delete during create",
     "delivered again",
     "downgrade",
@@ -68,6 +77,44 @@ class Deployments(RuleBasedStateMachine):
         self.simulation.deploy(newer, seed=seed, ending=ending, cancel_after=cancel_after, later_failure=True)
         self.hold(after)
 
+    @precondition(lambda self: self.simulation.stable and self.simulation.status in SETTLED)
+    @rule(
+        steps=st.integers(0, 2),
+        on_rollback=st.sampled_from(["KEEP", "KEEP", "DOWNGRADE"]),
+        required=st.booleans(),
+        ending=st.sampled_from(["ok", "ok", "ok", "half"]),
+        contract_ending=st.sampled_from([None, "ok", "ok", *ENDINGS]),
+        cancel_contract_after=CANCELLED,
+        later_failure=st.booleans(),
+        no_rollback=st.sampled_from([False, False, False, True]),
+        seed=SEEDS,
+        after=AFTER,
+    )
+    def deploy_with_a_contract(
+        self,
+        steps: int,
+        on_rollback: str,
+        required: bool,
+        ending: str,
+        contract_ending: str | None,
+        cancel_contract_after: float | None,
+        later_failure: bool,
+        no_rollback: bool,
+        seed: int,
+        after: float,
+    ) -> None:
+        head = min(4, max(1, self.simulation.at) + steps)
+        self.simulation.deploy(
+            self.release(head, on_rollback=on_rollback, contract=True, required=required),
+            seed=seed,
+            ending=ending,
+            contract_ending=contract_ending,
+            cancel_contract_after=cancel_contract_after,
+            later_failure=later_failure,
+            no_rollback=no_rollback,
+        )
+        self.hold(after)
+
     @precondition(lambda self: self.simulation.status in (*SETTLED, "ROLLBACK_COMPLETE", "DELETE_COMPLETE"))
     @rule(
         head=st.integers(1, 4),
@@ -76,6 +123,7 @@ class Deployments(RuleBasedStateMachine):
         on_rollback=st.sampled_from(["KEEP", "DOWNGRADE"]),
         proceed=st.sampled_from([False, False, False, True]),
         minutes=st.sampled_from([1, 5, 30, 55]),
+        contract=st.booleans(),
         ending=st.sampled_from([None, None, *ENDINGS]),
         cancel_after=CANCELLED,
         later_failure=st.booleans(),
@@ -92,6 +140,7 @@ class Deployments(RuleBasedStateMachine):
         on_rollback: str,
         proceed: bool,
         minutes: float,
+        contract: bool,
         ending: str | None,
         cancel_after: float | None,
         later_failure: bool,
@@ -101,7 +150,7 @@ class Deployments(RuleBasedStateMachine):
         after: float,
     ) -> None:
         self.simulation.deploy(
-            self.release(head, edited, family, on_rollback, proceed, minutes),
+            self.release(head, edited, family, on_rollback, proceed, minutes, contract),
             seed=seed,
             ending=ending,
             cancel_after=cancel_after,
@@ -143,9 +192,12 @@ class Deployments(RuleBasedStateMachine):
         on_rollback: str = "KEEP",
         proceed: bool = False,
         minutes: float = 30,
+        contract: bool = False,
+        required: bool = False,
     ) -> Release:
         self.releases += 1
-        return Release(self.releases * 10 + head, head, edited, family, on_rollback, proceed, minutes)
+        image = self.releases * 10 + head
+        return Release(image, head, edited, family, on_rollback, proceed, minutes, contract, required)
 
     def hold(self, after: float = 1) -> None:
         self.simulation.idle(after)

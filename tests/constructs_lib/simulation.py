@@ -30,7 +30,7 @@ from botocore.validate import ParamValidator
 from cfn_response import NotDeliveredError
 from request import resource_id
 
-from tests.constructs_lib.world import PROPERTIES, fault, real_client
+from tests.constructs_lib.world import CLUSTER, PROPERTIES, SERVICE, fault, real_client
 
 LAMBDA_SECONDS = 900
 DELIVERIES = 3
@@ -40,6 +40,7 @@ LAST_MOMENT = 40
 NEVER = float("inf")
 FUNCTION = "arn:aws:lambda:us-west-2:111122223333:function:trigger"
 LOGICAL_ID = "Migration8F2B1C3D"
+CONTRACT_ID = "MigrationContract5D1B0206"
 ATTRIBUTES = {"RevisionBefore", "RevisionAfter", "TaskArn", "Duration", "Contract"}
 SIGNATURE = "c0ffee"
 # What a short outage may hit for a minute; the trigger is patient for 90 seconds.
@@ -49,6 +50,7 @@ SERVICES = {
     "ListTasks": "ecs",
     "DescribeTasks": "ecs",
     "StopTask": "ecs",
+    "DescribeServices": "ecs",
     "GetLogEvents": "logs",
     "GetParameter": "ssm",
     "PutParameter": "ssm",
@@ -178,6 +180,8 @@ class Release:
     on_rollback: str = "KEEP"
     proceed: bool = False
     minutes: float = 30
+    contract: bool = False
+    required: bool = False
 
     @property
     def target(self) -> str:
@@ -203,6 +207,57 @@ class Release:
             "FailureTopic": "arn:aws:sns:us-west-2:111122223333:failures",
         }
 
+    def contract_properties(self, stack_id: str) -> dict[str, Any]:
+        """Those of the contract."""
+        return {
+            **self.properties,
+            "OnDatabaseAhead": "fail",
+            "Command": ["python", "-m", "migration_runner", "contract"],
+            "Services": [{"Cluster": CLUSTER, "Service": SERVICE, "TaskDefinition": web_image(self.image)}],
+            "Required": "true" if self.required else "false",
+            "Migration": {"StackId": stack_id, "LogicalId": LOGICAL_ID},
+        }
+
+
+def web_image(image: int) -> str:
+    """The service's task definition of a release."""
+    return f"arn:aws:ecs:us-west-2:111122223333:task-definition/dev-inventory-service:{image}"
+
+
+@dataclass(frozen=True)
+class Web:
+    """The service: what it runs, since when its deployment is done, and until when the older tasks drain."""
+
+    image: int
+    older: int
+    done_at: float
+    drained_at: float
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Its two tasks, the newer and the older, and their task definitions."""
+        prefix = "arn:aws:ecs:us-west-2:111122223333:task/dev-inventory-cluster/web"
+        return {f"{prefix}-new": web_image(self.image), f"{prefix}-old": web_image(self.older)}
+
+    def deployments(self, now: float) -> list[dict[str, str]]:
+        """As ECS describes them."""
+        state = "COMPLETED" if now >= self.done_at else "IN_PROGRESS"
+        newest = {"status": "PRIMARY", "taskDefinition": web_image(self.image), "rolloutState": state}
+        older = {"status": "ACTIVE", "taskDefinition": web_image(self.older), "rolloutState": "COMPLETED"}
+        return [newest] if now >= self.done_at else [newest, older]
+
+    def task(self, arn: str, now: float) -> dict[str, str]:
+        """As ECS describes it."""
+        leaves = arn.endswith("-old") and now >= self.done_at
+        status = "STOPPED" if leaves and now >= self.drained_at else "DEACTIVATING" if leaves else "RUNNING"
+        desired = "STOPPED" if leaves else "RUNNING"
+        return {
+            "taskArn": arn,
+            "taskDefinitionArn": self.names[arn],
+            "lastStatus": status,
+            "desiredStatus": desired,
+        }
+
 
 def revision(position: int) -> str:
     """The name of the revision at a place in the chain; as the runner says it, "base" before the first."""
@@ -220,6 +275,7 @@ class Sent:
     deployment: int
     event: dict[str, Any]
     sent_at: float
+    contract: bool
     awaited: bool = True
     answer: dict[str, Any] | None = None
     answers: int = 0
@@ -262,6 +318,11 @@ class Container:
     begun_at: int = 0
     recorded: bool = False
 
+    @property
+    def step(self) -> str:
+        """What it does."""
+        return self.command[3] if self.command else "upgrade"
+
 
 class Weather:
     """What goes wrong by chance, from a seed; 0 is a calm day."""
@@ -300,12 +361,18 @@ class Simulation:
         self.hand_unseen = False
         self.hand_since_success = False
         self.hand_at = 0.0
+        # Of the applied revisions: those that both names were given to, and those whose older name is gone, with the
+        # deployment whose contract has taken it; none when it was never there.
+        self.bridged: set[int] = set()
+        self.gone: dict[int, int | None] = {}
         # ECS and SSM.
         self.tasks: dict[str, Container] = {}
         self.tokens: dict[tuple[str, str], Container] = {}
         self.ending: str | None = None
         self.unseen_for = 0.0
         self.records: dict[str, str] = {}
+        self.releases: dict[str, Release] = {}
+        self.web = Web(0, 0, 0, 0)
         # CloudFormation.
         self.stacks = 0
         self.status = "-"
@@ -316,6 +383,9 @@ class Simulation:
         self.deployment = 0
         self.requests: dict[str, Sent] = {}
         self.opened: set[int] = set()
+        # Whether the stack has the contract's resource, whether this deployment has made it, and has asked it.
+        self.has_contract = self.contract_is_new = self.contract_asked = False
+        self.reasons: list[str] = []
         self.awaited: Sent | None = None
         self.log = io.StringIO()
         # Lambda logs both; pytest's own handlers would keep every line of thousands of scripts.
@@ -367,11 +437,15 @@ class Simulation:
         later_failure: bool = False,
         no_rollback: bool = False,
         same_id: bool = False,
+        cancel_contract_after: float | None = None,
+        contract_ending: str | None = None,
     ) -> None:
         """Create or update the stack, and see it through."""
         self.begin(seed, ending)
+        self.contract_asked = self.contract_is_new = False
         if self.current is None:
             self.deployment += 1
+            self.has_contract = False
             return self._create(release, cancel_after, later_failure)
         older = self.current
         if older.properties == release.properties:
@@ -382,7 +456,13 @@ class Simulation:
         self.current = release
         sent = self._send("update", release, older, f"update-{release.image}" if same_id else None)
         answer = self._wait(sent, cancel_after)
+        if answer == "SUCCESS" and release.contract:
+            self.ending = contract_ending
+            answer = self._close_contract(release, older, cancel_contract_after)
         if answer == "SUCCESS" and not later_failure:
+            if self.has_contract and not release.contract:
+                self.status = "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS"
+                self._delete_contract(older)
             self.status, self.stable = "UPDATE_COMPLETE", release
             return None
         if no_rollback and answer != "cancelled":
@@ -397,21 +477,40 @@ class Simulation:
         assert self.stable
         self.counts["rollback"] += 1
         self.status, self.rollback_began = "UPDATE_ROLLBACK_IN_PROGRESS", self.clock.now
-        sent = self._send("rollback", self.stable, self.current, f"back-{self.stable.image}" if same_id else None)
-        if self._wait(sent) == "SUCCESS":
-            self.status, self.current = "UPDATE_ROLLBACK_COMPLETE", self.stable
-        else:
-            self.status = "UPDATE_ROLLBACK_FAILED"
-            self.counts["rollback failed"] += 1
+        request_id = f"back-{self.stable.image}" if same_id else None
+        orders = [False]
+        if self.contract_asked and not self.contract_is_new and self.stable.contract:
+            orders = [True, False] if self.weather.chance(0.5) else [False, True]
+        self.reasons = []
+        for contract in orders:
+            if contract:
+                self.counts["contract back first" if orders[0] else "contract back second"] += 1
+            sent = self._send("rollback", self.stable, self.current, request_id, contract=contract)
+            if self._wait(sent) != "SUCCESS":
+                self.status = "UPDATE_ROLLBACK_FAILED"
+                self.counts["rollback failed"] += 1
+                return
+        self._check_names(self.stable, self.current)
+        if self.contract_is_new:
+            self.status = "UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS"
+            self._delete_contract(self.current)
+            self.contract_is_new = False
+        self.status, self.current = "UPDATE_ROLLBACK_COMPLETE", self.stable
 
     def skip(self) -> None:
         """continue-update-rollback without the resource."""
+        if self.contract_is_new:
+            assert self.current
+            self._delete_contract(self.current)
+            self.contract_is_new = False
         self.status, self.current = "UPDATE_ROLLBACK_COMPLETE", self.stable
 
     def delete(self) -> None:
         """Delete the stack; the database belongs to another one."""
         assert self.current
         self.status = "DELETE_IN_PROGRESS"
+        if self.has_contract:
+            self._delete_contract(self.current)
         answer = self._wait(self._send("delete", self.current, None))
         if answer != "SUCCESS":
             self.note(f"a Delete ended with {answer}")
@@ -429,9 +528,47 @@ class Simulation:
         self.note(f"by hand: {self.at} -> {position}")
         for one in range(self.at + 1, position + 1):
             self.applied_by[one] = None
+            self.gone[one] = None
+        for one in range(position + 1, self.at + 1):
+            self._forget(one)
         self.at, self.hand_unseen, self.hand_at = position, True, self.clock.now
         self.hand_since_success = True
         self.counts["by hand"] += 1
+
+    def _forget(self, step: int) -> None:
+        self.bridged.discard(step)
+        self.gone.pop(step, None)
+
+    def _close_contract(self, release: Release, older: Release | None, cancel_after: float | None) -> str:
+        """The service is deployed, and the contract comes after it."""
+        weather, now = self.weather, self.clock.now
+        done = now + weather.between(5, 60)
+        leaves = weather.random.choice((0, 30, 300)) if not weather.calm else 20
+        image = release.image
+        if weather.chance(0.05):
+            image = self.web.image
+            self.counts["a service was taken back"] += 1
+        # CloudFormation waits for the deployment, as a rule; then older tasks drain.
+        self.web = Web(image, self.web.image, done + weather.between(0, 40), done + 40 + leaves)
+        self.clock.wait(done, lambda: False)
+        is_new = not self.has_contract
+        self.has_contract = self.contract_asked = True
+        self.contract_is_new = self.contract_is_new or is_new
+        sent = self._send("create" if is_new else "update", release, None if is_new else older, contract=True)
+        return self._wait(sent, cancel_after)
+
+    def _delete_contract(self, release: Release) -> None:
+        self.has_contract = False
+        answer = self._wait(self._send("delete", release, None, contract=True))
+        if answer != "SUCCESS":
+            self.note(f"a Delete of the contract ended with {answer}")
+
+    def _check_names(self, stable: Release, newer: Release) -> None:
+        """What a contract has taken away in a deployment that was rolled back is there again, or people know."""
+        told = any(words in reason for reason in self.reasons for words in ("could not be opened", "Unknown: "))
+        missing = [step for step, by in self.gone.items() if by == self.deployment and step > stable.head]
+        if missing and not told and newer.head != stable.head:
+            self.breaks(f"after a rollback the older release misses its names: {missing}")
 
     def idle(self, seconds: float) -> None:
         """Nobody gives an order for a while."""
@@ -443,18 +580,36 @@ class Simulation:
         self.note(f"create {release}")
         self.status, self.current = "CREATE_IN_PROGRESS", release
         answer = self._wait(self._send("create", release, None), cancel_after)
+        if answer == "SUCCESS" and release.contract:
+            answer = self._close_contract(release, None, None)
         if answer == "SUCCESS" and not later_failure:
             self.status, self.stable = "CREATE_COMPLETE", release
             return
         self.status = "DELETE_IN_PROGRESS" if answer == "cancelled" else "ROLLBACK_IN_PROGRESS"
         self.counts["delete during create" if answer == "cancelled" else "delete after create"] += 1
+        if self.has_contract:
+            self._delete_contract(release)
         self._wait(self._send("delete", release, None))
         self.status, self.current = "ROLLBACK_COMPLETE", None
 
-    def _send(self, kind: str, release: Release, older: Release | None, request_id: str | None = None) -> Sent:
+    def _send(
+        self,
+        kind: str,
+        release: Release,
+        older: Release | None,
+        request_id: str | None = None,
+        *,
+        contract: bool = False,
+    ) -> Sent:
+        def properties(one: Release) -> dict[str, Any]:
+            mine = one.contract_properties(self.stack_id) if contract else one.properties
+            return {**mine, "RecordParameter": f"record-{self.stacks}"}
+
+        logical_id = CONTRACT_ID if contract else LOGICAL_ID
+        self.releases[release.task_definition] = release
         if any(task.started < NEVER and task.ended < NEVER and not task.recorded for task in self._own()):
             self.counts["a task has ended and nobody has recorded how"] += 1
-        if kind == "rollback" and self.deployment not in self.opened:
+        if kind == "rollback" and not contract and self.deployment not in self.opened:
             self.counts["an upgrade has never reached its record"] += 1
         number = len(self.requests) + 1
         signed = f"{datetime.fromtimestamp(self.clock.now, UTC):%Y%m%dT%H%M%SZ}"
@@ -466,17 +621,18 @@ class Simulation:
             "RequestId": request_id or f"request-{number}",
             "ResponseURL": url,
             "ResourceType": "Custom::DatabaseMigration",
-            "LogicalResourceId": LOGICAL_ID,
-            "ResourceProperties": {**release.properties, "RecordParameter": f"record-{self.stacks}"},
+            "LogicalResourceId": logical_id,
+            "ResourceProperties": properties(release),
         }
         if older:
-            event["OldResourceProperties"] = {**older.properties, "RecordParameter": f"record-{self.stacks}"}
+            event["OldResourceProperties"] = properties(older)
         if kind != "create":
-            event["PhysicalResourceId"] = resource_id(self.stack_id, LOGICAL_ID)
-        sent = Sent(number, kind, release, older, self.deployment, event, self.clock.now)
+            event["PhysicalResourceId"] = resource_id(self.stack_id, logical_id)
+        sent = Sent(number, kind, release, older, self.deployment, event, self.clock.now, contract)
         self.requests[url] = self.awaited = sent
-        self.counts[kind] += 1
-        self.note(f"sends {number} {kind} to head {release.head}, image {release.image}")
+        name = f"contract {kind}" if contract else kind
+        self.counts[name] += 1
+        self.note(f"sends {number} {name} to head {release.head}, image {release.image}")
         queued = self.clock.now
         self.clock.at(queued + self.weather.between(0.1, 3), lambda: self._deliver(event, sent, 1, queued))
         return sent
@@ -486,7 +642,8 @@ class Simulation:
         self.clock.wait(until, lambda: sent.answer is not None)
         sent.awaited, self.awaited = False, None
         if sent.answer:
-            self.counts[f"{sent.kind} {sent.answer['Status']}"] += 1
+            self.counts[f"{'contract ' if sent.contract else ''}{sent.kind} {sent.answer['Status']}"] += 1
+            self.reasons.append(sent.answer["Reason"])
             return str(sent.answer["Status"])
         if until < sent.expires:
             self.note("cancelled")
@@ -622,6 +779,7 @@ class Simulation:
             "ListTasks": self._list,
             "DescribeTasks": self._tell,
             "StopTask": self._stop,
+            "DescribeServices": self._serve,
             "GetLogEvents": self._read_log,
             "GetParameter": self._get,
             "PutParameter": self._put,
@@ -679,7 +837,7 @@ class Simulation:
         self.records[Name] = Value
         if self.current_sent.deployment != self.deployment:
             self.counts["an event of an earlier deployment comes again"] += 1
-        if self.current_sent.kind == "update":
+        if self.current_sent.kind == "update" and not self.current_sent.contract:
             self.opened.add(self.current_sent.deployment)
         if (actor := self.clock.current).saw:
             actor.saw.recorded = True
@@ -738,10 +896,17 @@ class Simulation:
             if same and other is not task and other.started < NEVER and other.ended == NEVER:
                 self.breaks("two tasks at once")
         task.begun_at = self.at
+        if task.step in ("contract", "reopen"):
+            self._begin_contract(task)
+            return
         downgrade = "downgrade" in task.command
         head = int(task.release_image.rpartition(":")[2]) % 10
         goal = int(task.command[-1][1]) if downgrade else head
         knows = self.at <= head
+        if not knows and not downgrade and self._both_names(head):
+            self.counts["an older release passes beside open names"] += 1
+            self.clock.at(now + 2, lambda: self._finish(task, 0))
+            return
         if not knows or (downgrade and self.at < goal):
             self.clock.at(now + 2, lambda: self._finish(task, 2 if downgrade else 5))
             return
@@ -770,6 +935,7 @@ class Simulation:
             return
         task.steps.append(step)
         if downgrade:
+            self._forget(step)
             by = self.applied_by.pop(step, None)
             since_hand = self.hand_at > min(t.created for t in self.tasks.values() if task.deployments & t.deployments)
             if not since_hand and not (by and by & task.deployments):
@@ -777,8 +943,53 @@ class Simulation:
             self.at = step - 1
         else:
             self.applied_by[step] = task.deployments
+            if self.releases[task.release_image].contract and task.begun_at > 0:
+                self.bridged.add(step)
+            else:
+                self.gone[step] = None
             self.at = step
         self.note(f"the schema is at {self.at}")
+
+    def _both_names(self, head: int) -> bool:
+        """Whether a release with that head finds all that it knows."""
+        return not any(step in self.gone for step in range(head + 1, self.at + 1))
+
+    def _begin_contract(self, task: Container) -> None:
+        """A contract, or what gives the names back: one name after the other."""
+        now, head = self.clock.now, int(task.release_image.rpartition(":")[2]) % 10
+        self.counts[task.step] += 1
+        if task.step == "contract":
+            release = self.releases[task.release_image]
+            if self.web.image != release.image or now < max(self.web.done_at, self.web.drained_at):
+                self.breaks("a contract begins although an older task may ask for older names")
+            todo = [step for step in self.bridged - self.gone.keys() if step <= head]
+        else:
+            if self.at > head:
+                self.clock.at(now + 2, lambda: self._finish(task, 2))
+                return
+            todo = [step for step in self.bridged & self.gone.keys() if step > int(task.command[-1][1])]
+        stop_after = len(todo)
+        code: int | None = 0
+        if task.ending in ("fail", "unreachable"):
+            stop_after, code = 0, 1 if task.ending == "fail" else self.weather.random.choice((3, 4, 6))
+        elif task.ending in ("half", "killed", "vanish"):
+            stop_after = self.weather.random.randint(0, len(todo))
+            code = {"half": 1, "killed": 137, "vanish": None}[task.ending]
+        elif task.ending == "vanish in the end":
+            code = None
+        for number, step in enumerate(todo[:stop_after], 1):
+            when = now + task.seconds * number / (stop_after + 1)
+            self.clock.at(when, lambda step=step: self._name(task, step))  # type: ignore[misc]
+        self.clock.at(now + task.seconds, lambda: self._finish(task, code, vanishes=task.ending.startswith("vanish")))
+
+    def _name(self, task: Container, step: int) -> None:
+        if task.ended < NEVER or (task.stop_asked < NEVER and task.heeds):
+            return
+        if task.step == "contract":
+            self.gone[step] = self.deployment
+        else:
+            self.gone.pop(step, None)
+        self.note(f"the older name of {step} is {'gone' if step in self.gone else 'back'}")
 
     def _finish(self, task: Container, code: int | None, *, vanishes: bool = False) -> None:
         if task.ended < NEVER:
@@ -791,18 +1002,23 @@ class Simulation:
             return
         lost = code in (137, None)
         applied = [revision(one) for one in task.steps]
-        command = "downgrade" if task.command else "upgrade"
         if lost:
             if not self.weather.chance(0.3):
                 task.said = [{"event": "migration.revision_started", "from": revision(task.begun_at)}]
         elif not self.weather.chance(0.05):
-            ends = {"from": revision(task.begun_at), "at": revision(self.at), "applied": applied}
-            task.said = [{"event": "migration.result", "command": command, **ends}]
+            ends: dict[str, Any] = {"from": revision(task.begun_at), "at": revision(self.at), "applied": applied}
+            target = revision(int(task.release_image.rpartition(":")[2]) % 10)
+            left = [f"name {step}" for step in sorted(self.bridged - self.gone.keys())]
+            ends |= {"target": target, "open": None if self.weather.chance(0.1) else left}
+            task.said = [{"event": "migration.result", "command": task.step, **ends}]
             task.said_from = now + self.weather.between(0, 1.5)
 
     def _list(self, *, cluster: str, **filters: str) -> dict[str, Any]:  # noqa: ARG002
         assert not ("startedBy" in filters and len(filters) > 1)
         wanted = {"desiredStatus": "RUNNING", **filters}
+        if "serviceName" in filters:
+            serving = [self.web.task(arn, self.clock.now) for arn in self.web.names]
+            return {"taskArns": [one["taskArn"] for one in serving if one["desiredStatus"] == wanted["desiredStatus"]]}
         arns = []
         sent = self.current_sent
         for task in self.tasks.values():
@@ -818,11 +1034,19 @@ class Simulation:
                     arns.append(task.arn)
         return {"taskArns": arns[:100]}
 
+    def _serve(self, **_: Any) -> dict[str, Any]:
+        deployments = self.web.deployments(self.clock.now)
+        name = SERVICE.rpartition("/")[2]
+        one = {"serviceArn": SERVICE, "serviceName": name, "status": "ACTIVE", "deployments": deployments}
+        return {"services": [one], "failures": []}
+
     def _seen(self, task: Container) -> bool:
         now = self.clock.now
         return now >= task.seen_from and not (task.vanished and task.ended <= now) and now < task.gone + LISTED_FOR
 
     def _tell(self, *, tasks: list[str], **_: Any) -> dict[str, Any]:
+        if self.web.names.keys() & set(tasks):
+            return {"tasks": [self.web.task(arn, self.clock.now) for arn in tasks], "failures": []}
         known = [self.tasks[arn] for arn in tasks]
         missing = [{"arn": one.arn, "reason": "MISSING"} for one in known if not self._seen(one)]
         return {"tasks": [self._describe(one) for one in known if self._seen(one)], "failures": missing}
@@ -873,7 +1097,8 @@ class Simulation:
         if task.started == NEVER:
             raise fault("ResourceNotFoundException", service="logs")
         said = task.said if self.clock.now >= task.said_from else []
-        if any("at" in line for line in said):
+        # What ended before somebody has migrated by hand has not seen it.
+        if any("at" in line for line in said) and task.ended >= self.hand_at:
             self.hand_unseen = False
         return {"events": [{"message": json.dumps(line)} for line in said]}
 
@@ -889,7 +1114,7 @@ class Simulation:
     def _check_form(self, sent: Sent, content: bytes, body: Mapping[str, Any]) -> None:
         if len(content) > 4096 or not content.isascii():
             self.breaks("an answer that CloudFormation does not take")
-        if body["PhysicalResourceId"] != resource_id(sent.event["StackId"], LOGICAL_ID):
+        if body["PhysicalResourceId"] != resource_id(sent.event["StackId"], sent.event["LogicalResourceId"]):
             self.breaks("the physical id changes")
         if body["Status"] == "SUCCESS" and (set(body["Data"]) != ATTRIBUTES or not all(body["Data"].values())):
             self.breaks("a SUCCESS lacks an attribute")
@@ -906,7 +1131,7 @@ class Simulation:
         if sent.kind == "rollback":
             assert sent.older
             self.counts["downgrade"] += 1
-            if task.release_image != sent.older.task_definition or "downgrade" not in task.command:
+            if task.release_image != sent.older.task_definition or task.step not in ("downgrade", "reopen"):
                 self.breaks("the old image, or an upgrade, runs in a rollback")
 
     def _check_answer(self, sent: Sent, body: Mapping[str, Any]) -> None:
@@ -918,6 +1143,9 @@ class Simulation:
         told = "whether a task of the migration still runs" in body["Reason"]
         if left and self.clock.now < sent.expires - LAST_MOMENT and not told:
             self.breaks(f"a task is left after the answer to a {sent.kind}")
+        if sent.contract:
+            self._check_contract(sent, body)
+            return
         if body["Status"] != "SUCCESS" or sent.kind == "delete":
             return
         if self.hand_since_success and not self.hand_unseen:
@@ -925,14 +1153,15 @@ class Simulation:
         if sent.kind == "rollback":
             assert sent.older
             asked = sent.older.on_rollback == "DOWNGRADE" and sent.older.head != sent.release.head
-            if asked and "kept" in body["Reason"]:
+            if asked and ("kept" in body["Reason"] or "could not be opened" in body["Reason"]):
                 self.counts["kept"] += 1
             elif asked and self.at != sent.release.head and not self.hand_unseen:
                 self.breaks("a rollback claims to have taken the schema back")
             return
         if sent.kind in ("create", "update") and body["Data"]["TaskArn"] != "-":
             self.hand_unseen = self.hand_since_success = False
-        at_target = self.at == sent.release.head or (sent.release.proceed and self.at > sent.release.head)
+        passes = sent.release.proceed or self._both_names(sent.release.head)
+        at_target = self.at == sent.release.head or (passes and self.at > sent.release.head)
         if body["Data"]["TaskArn"] == "-":
             self.counts["unchanged"] += 1
             if not at_target and not self.hand_unseen:
@@ -947,6 +1176,19 @@ class Simulation:
             self.breaks("SUCCESS without the task's success")
         if not at_target:
             self.breaks("SUCCESS, but the schema is not at the target")
+
+    def _check_contract(self, sent: Sent, body: Mapping[str, Any]) -> None:
+        if body["Status"] == "FAILED" and not sent.release.required:
+            self.breaks(f"the contract fails a {sent.kind}")
+        if body["Status"] == "FAILED" or sent.kind not in ("create", "update"):
+            return
+        self.counts[f"contract {body['Data']['Contract']}"] += 1
+        left = [step for step in self.bridged - self.gone.keys() if step <= sent.release.head]
+        if body["Data"]["Contract"] == "closed" and left and not self.hand_unseen:
+            self.breaks(f"the contract claims to be closed, but is not: {left}")
+        loud = body["Reason"].startswith("The contract is still open: ")
+        if loud and (body["Data"]["Contract"] != "open" or sent.release.required):
+            self.breaks("a contract that is still open is told otherwise")
 
 
 ENDINGS = ("ok", "ok", "ok", "fail", "half", "killed", "never", "vanish", "unreachable")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import EndpointConnectionError
 from record import Record
-from request import resource_id
+from request import Request, Service, resource_id
+from services import deployment_obstacle
 
 from tests.constructs_lib.test_trigger_notices import metrics
 from tests.constructs_lib.world import (
@@ -224,6 +225,36 @@ def test_a_task_definition_may_be_known_by_its_family_alone() -> None:
     assert close(world, Services=services)["Data"]["Contract"] == "closed"
 
 
+def described(*deployments: dict[str, Any]) -> dict[str, Any]:
+    return {"status": "ACTIVE", "deployments": list(deployments)}
+
+
+DONE = {"status": "PRIMARY", "taskDefinition": NEWER_WEB, "rolloutState": "COMPLETED"}
+BLUE = {"status": "ACTIVE", "taskDefinition": OLDER_WEB, "rolloutState": "COMPLETED"}
+
+
+@pytest.mark.parametrize(
+    ("deployments", "begins"),
+    [
+        ([DONE], None),
+        ([BLUE, {**DONE, "status": "ACTIVE"}], "still goes on."),
+        ([DONE, BLUE], "still goes on."),
+        ([DONE, {**BLUE, "status": "INACTIVE"}], None),
+        ([{**DONE, "rolloutState": "IN_PROGRESS"}], "still goes on."),
+        ([{**DONE, "rolloutState": "FAILED"}], "has failed: ECS gives no reason."),
+        ([{**DONE, "rolloutState": "FAILED", "rolloutStateReason": "no luck."}], "has failed: no luck."),
+        ([], "still goes on."),
+    ],
+)
+def test_a_service_is_ready_when_the_releases_deployment_is_its_only_one(
+    deployments: list[dict[str, Any]], begins: str | None
+) -> None:
+    service = Service(CLUSTER, SERVICE, NEWER_WEB)
+    obstacle = deployment_obstacle(service, described(*deployments))
+    told = begins and f"The deployment of the service dev-inventory-service {begins}"
+    assert (obstacle and obstacle.sentence) == told
+
+
 def test_many_services_are_asked_for_ten_at_a_time() -> None:
     world = world_with(Run(said=BRIDGED), Run(said=CLOSED))
     upgrade(world)
@@ -361,7 +392,7 @@ def test_a_service_that_is_deleted_while_it_is_waited_for_leaves_the_contract_op
     ("web", "why"),
     [
         ({"done_at": 9e9}, "The deployment of the service dev-inventory-service still goes on."),
-        ({"drained_at": 9e9}, "The service dev-inventory-service still has 1 tasks of another release."),
+        ({"drained_at": 9e9}, "Of the service dev-inventory-service, tasks of another release have not stopped: 1."),
     ],
 )
 def test_services_that_are_not_ready_in_time_leave_the_contract_open_in_time(web: dict[str, Any], why: str) -> None:
@@ -468,6 +499,19 @@ def test_a_request_whose_invocation_was_lost_adopts_its_task() -> None:
     assert len(world.tasks) == 2
 
 
+def test_a_task_of_the_family_is_adopted_by_a_contract_that_knows_no_more_of_it() -> None:
+    world = world_with(Run(said=BRIDGED), Run(seconds=60, said=CLOSED))
+    upgrade(world)
+    event = contract_event(world, TaskDefinition="dev-migration-task")
+    lose(world, 20, event)
+    for _, task in world.tasks.values():
+        # ECS tells which of the family it has taken.
+        task["taskDefinitionArn"] = NEWER_IMAGE
+    world.invoke(event)
+    assert world.answers[-1]["Data"]["Contract"] == "closed"
+    assert world.called("StopTask") == []
+
+
 def test_a_request_whose_first_task_failed_unheard_gets_another_one() -> None:
     world = world_with(Run(said=BRIDGED), Run(seconds=30, exit_code=4, said=BUSY), Run(said=CLOSED))
     upgrade(world)
@@ -484,9 +528,11 @@ def test_a_cancelled_deployment_ends_the_wait_and_starts_nothing() -> None:
     world = world_with(Run(said=BRIDGED))
     upgrade(world)
     world.services[NAME] = Web(done_at=world.clock + 9999)
+    began = world.clock
     world.after(60, lambda: begin_rollback(world))
     assert "came too late" in close(world)["Reason"]
-    assert world.tasks.keys() == {next(iter(world.tasks))}
+    assert steps(world) == ["upgrade"]
+    assert world.clock - began < 70
 
 
 def test_a_cancelled_deployment_stops_the_task_and_opens_the_names_again() -> None:
@@ -624,6 +670,18 @@ def test_what_an_earlier_deployment_has_closed_is_not_opened() -> None:
     assert steps(world) == ["upgrade", "contract"]
 
 
+def test_the_next_deployment_does_not_undo_what_this_one_has_closed() -> None:
+    world = world_with(Run(said=BRIDGED), Run(said=CLOSED), Run(said={**CLOSED, "at": "50871d03964d"}))
+    upgrade(world)
+    close(world)
+    third = {**NEWER, "Target": "50871d03964d", "Fingerprint": "newest"}
+    world.clock += 1
+    assert world.deliver("Update", "third", NEWER, **third)["Status"] == "SUCCESS"
+    begin_rollback(world)
+    assert world.deliver("Update", "third back", third, **NEWER)["Reason"].endswith("last seen at 50871d03964d.")
+    assert len(world.tasks) == 3
+
+
 def test_a_contract_that_failed_half_way_is_undone_too() -> None:
     world = world_with(Run(said=BRIDGED), Run(exit_code=137, said=None), Run(said=REOPENED))
     upgrade(world)
@@ -686,6 +744,20 @@ def test_whoever_comes_second_tries_again_when_the_first_has_failed() -> None:
     assert "are back" in contract_back(world)["Reason"]
 
 
+def test_a_contracts_rollback_that_comes_again_does_not_disturb_the_migrations() -> None:
+    world = world_with(Run(said=BRIDGED), Run(said=CLOSED), Run(exit_code=4, said=BUSY), Run(seconds=60, said=REOPENED))
+    upgrade(world)
+    close(world)
+    begin_rollback(world)
+    contract_back(world)
+    again = world.requests[-1]
+    world.clock += 1
+    world.after(30, lambda: world.invoke(again))
+    assert "are back" in migration_back(world)["Reason"]
+    assert "came too late" in next(one for one in world.answers[3:] if one["RequestId"] == "contract back")["Reason"]
+    assert len(world.tasks) == 4
+
+
 @pytest.mark.parametrize("operation", ["RunTask", "DescribeTasks"])
 def test_nothing_that_is_in_the_way_of_the_names_fails_a_rollback(operation: str) -> None:
     world = world_with(Run(said=BRIDGED), Run(said=CLOSED), Run(said=REOPENED))
@@ -731,6 +803,43 @@ def test_an_update_that_arrives_while_the_stack_rolls_back_opens_nothing() -> No
     world.invoke(late)
     assert "came too late" in world.answers[-1]["Reason"]
     assert steps(world) == ["upgrade", "contract"]
+
+
+def test_a_rollback_that_can_not_read_the_record_opens_the_names_and_leaves_what_is_known() -> None:
+    world = world_with(Run(said=BRIDGED), Run(said=CLOSED), Run(said=REOPENED))
+    upgrade(world)
+    close(world)
+    begin_rollback(world)
+    tries = 4
+    world.faults["GetParameter"] = [fault("InternalServerError", service="ssm", status=500)] * tries
+    assert "are back" in contract_back(world)["Reason"]
+    assert world.faults["GetParameter"] == []
+    assert (record(world).fingerprint, record(world).before, record(world).contract) == ("new", OLD, "open")
+
+
+@pytest.mark.parametrize("kind", ["Create", "Update"])
+def test_a_contract_that_arrives_while_the_stack_rolls_back_changes_nothing(kind: str) -> None:
+    world = world_with(Run(said=BRIDGED))
+    upgrade(world)
+    world.clock += 1
+    old = OLDER_CONTRACT if kind == "Update" else None
+    late = world.request(kind, "late", old, **NEWER_CONTRACT)
+    begin_rollback(world)
+    before = world.recorded
+    world.invoke(late)
+    assert "came too late" in world.answers[-1]["Reason"]
+    assert world.recorded == before
+
+
+def test_a_way_back_is_recorded_although_a_contract_has_written_what_it_had_read_before() -> None:
+    world = world_with(Run(said=BRIDGED), Run(seconds=60, said=WENT_BACK))
+    upgrade(world, **DOWNGRADE)
+    before = world.recorded
+    begin_rollback(world)
+    world.after(30, lambda: setattr(world, "recorded", before))
+    assert migration_back(world, **DOWNGRADE)["Data"]["RevisionAfter"] == OLD
+    assert (record(world).fingerprint, record(world).after) == ("old", OLD)
+    assert record(world).refuses(Request.parse(world.requests[0]))
 
 
 WENT_BACK = {"event": "migration.result", "command": "downgrade", "from": NEW, "at": OLD, "applied": [NEW], "open": []}
@@ -883,3 +992,13 @@ def test_a_release_that_stops_before_its_own_contract_revisions_is_at_its_target
     assert world.deliver("Update", "first", OLDER, **newer)["Reason"] == f"The schema is at {NEW}."
     assert record(world).fingerprint == "new"
     assert "No migration has changed" in world.deliver("Update", "second", newer, **newer)["Reason"]
+
+
+def test_a_contract_that_finds_the_schema_elsewhere_makes_the_next_deployment_look() -> None:
+    # given somebody who has taken the schema back by hand
+    world = world_with(Run(said=BRIDGED), Run(said={**CLOSED, "from": OLD, "at": OLD}), Run())
+    upgrade(world)
+    close(world)
+    assert record(world).fingerprint == "-"
+    assert upgrade(world, "next")["Status"] == "SUCCESS"
+    assert len(world.tasks) == 3

@@ -3,13 +3,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from decision import Action, Undo, asks_for_downgrade, decide, rolls_back, undo
+from decision import Action, Undo, asks_for_downgrade, decide, decide_contract, rolls_back, undo
 from hypothesis import given
 from hypothesis import strategies as st
-from record import Record
+from record import Record, Turn
 from request import Request, resource_id
 
-from tests.constructs_lib.world import STACK, World
+from tests.constructs_lib.world import CONTRACT, STACK, World
 
 OLD, NEW = "48871d03964b", "49871d03964c"
 
@@ -43,6 +43,49 @@ def test_what_is_done_follows_from_the_request_the_stack_and_the_last_success(
     kind: str, status: str, fingerprint: str, action: Action
 ) -> None:
     assert decide(request(kind, fingerprint), status, RECORDED) is action
+
+
+CLOSED = Record(fingerprint="same", contract="closed")
+
+
+@pytest.mark.parametrize(
+    ("last", "status", "action"),
+    [
+        (CLOSED, "UPDATE_IN_PROGRESS", Action.ANSWER_UNCHANGED),
+        (replace(CLOSED, contract="open"), "UPDATE_IN_PROGRESS", Action.WAIT),
+        (replace(CLOSED, contract="-"), "UPDATE_IN_PROGRESS", Action.WAIT),
+        (replace(CLOSED, fingerprint="other"), "UPDATE_IN_PROGRESS", Action.WAIT),
+        (replace(CLOSED, running=True), "UPDATE_IN_PROGRESS", Action.WAIT),
+        (replace(CLOSED, closing=Turn(running=True)), "UPDATE_IN_PROGRESS", Action.WAIT),
+        (CLOSED, "UPDATE_COMPLETE", Action.REFUSE),
+        (CLOSED, "DELETE_IN_PROGRESS", Action.REFUSE),
+        (replace(CLOSED, closing=Turn(newest=9e9)), "UPDATE_IN_PROGRESS", Action.REFUSE),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Create", "Update"])
+def test_a_contract_that_is_not_known_to_be_closed_is_closed(
+    kind: str, last: Record, status: str, action: Action
+) -> None:
+    asked = Request.parse(World().request(kind, Fingerprint="same", **CONTRACT))
+    assert decide_contract(asked, status, last) is action
+
+
+def test_the_migration_and_its_contract_do_not_make_each_others_requests_late() -> None:
+    world = World()
+    migration = sent(world, "migration")
+    world.clock += 1
+    contract = Request.parse(world.request("Update", "contract", **CONTRACT))
+    record = Record().opened_for(migration, 1.0, runs=False).opened_for(contract, 2.0, runs=True)
+    assert not record.refuses(migration)
+    assert (record.closing.began, record.has_closed, record.closing.refuses(contract)) == (contract.sent, True, False)
+    taken_back = record.taken_back_by(sent(world, "back"))
+    assert (taken_back.refuses(migration), taken_back.closing.refuses(contract)) == (True, True)
+
+
+def test_what_a_contract_has_done_of_which_nothing_is_recorded_is_not_known_to_the_next_deployment() -> None:
+    lost = replace(RECORDED, contract="closed", closing=Turn(running=True))
+    begun = lost.opened_for(request("Update", "other"), 9.0, runs=True)
+    assert (begun.fingerprint, begun.after, begun.contract, begun.closing.running) == ("same", "-", "-", False)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +155,19 @@ def test_the_newer_template_decides_whether_a_changed_schema_is_taken_back(
     older: dict[str, str], newer: dict[str, str], answer: bool
 ) -> None:
     assert asks_for_downgrade({"ResourceProperties": older, "OldResourceProperties": newer}) is answer
+
+
+@pytest.mark.parametrize(
+    ("deployment", "way"),
+    [
+        (recorded("new", OLD, "50"), Undo.DOWNGRADE),
+        (recorded("new", "48c", "50"), Undo.DOWNGRADE),
+        (recorded("-", "-", "48c"), Undo.NOTHING),
+        (recorded("new", "47", "50"), Undo.NOT_OURS),
+    ],
+)
+def test_an_older_release_may_have_left_its_contract_open_or_not(deployment: Record, way: Undo) -> None:
+    assert undo([OLD, "48c"], deployment) is way
 
 
 def test_a_create_has_nothing_to_take_back() -> None:

@@ -519,6 +519,37 @@ def test_a_failure_that_has_moved_nothing_leaves_what_is_known() -> None:
     assert never_ran.added_to(known("f", "-", "4a", running=True), "g") == known("f", "-", "4a")
 
 
+def test_what_is_open_is_known_from_the_last_task_that_ran() -> None:
+    before = known("f", "-", "4a", contract="open")
+    never_ran = judge(not_started("CannotPullContainerError"), None, REQUEST)
+    assert never_ran.added_to(before, "g").contract == "open"
+    for left, contract in ((None, "-"), ([], "closed"), (["items.name -> sku"], "open")):
+        success = judge(exited(0), {**SUCCEEDED, "open": left}, REQUEST)
+        assert (success.contract, success.added_to(before, "g").contract) == (contract, contract)
+
+
+@pytest.mark.parametrize("left", ["name -> sku", [7], {"name": "sku"}])
+def test_a_result_whose_open_names_are_out_of_shape_is_none(left: Any) -> None:
+    assert result_line(json.dumps({**SUCCEEDED, "open": left})) is None
+
+
+@pytest.mark.parametrize(
+    ("at", "target", "ahead"),
+    [
+        ("49871d03964c", "49871d03964c", False),
+        ("48871d03964b", "49871d03964c", False),
+        ("4a", "4a", False),
+        ("50871d03964d", "49871d03964c", True),
+    ],
+)
+def test_a_success_elsewhere_than_at_a_target_is_one_of_a_release_that_may_pass(
+    at: str, target: str, ahead: bool
+) -> None:
+    # The expand target, the head, and what the command itself has named.
+    release = replace(REQUEST, targets=("48871d03964b", "49871d03964c"))
+    assert judge(exited(0), {**SUCCEEDED, "at": at, "target": target}, release).ahead is ahead
+
+
 def test_a_success_gives_the_schema_its_fingerprint_unless_it_is_ahead() -> None:
     success = judge(exited(0), {**SUCCEEDED, "from": "4a", "at": "4b"}, replace(REQUEST, targets=("4b",)))
     assert success.added_to(known("f", "-", "4a", running=True), "g") == known("g", "4a", "4b")

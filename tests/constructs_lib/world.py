@@ -47,7 +47,7 @@ SERVICE = "arn:aws:ecs:us-west-2:111122223333:service/dev-inventory-cluster/dev-
 OLDER_WEB, NEWER_WEB = (
     f"arn:aws:ecs:us-west-2:111122223333:task-definition/dev-inventory-service:{number}" for number in (3, 4)
 )
-CONTRACT = {
+CONTRACT: dict[str, Any] = {
     "Command": ["python", "-m", "migration_runner", "contract"],
     "Services": [{"Cluster": CLUSTER, "Service": SERVICE, "TaskDefinition": NEWER_WEB}],
     "Required": "false",

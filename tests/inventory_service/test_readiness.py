@@ -6,9 +6,11 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
+from local_aws import release
 from local_aws.postgres import Postgres
 from tests.conftest import Database
 from tests.inventory_service.conftest import Serve, Service, unreachable
@@ -37,6 +39,15 @@ def readiness(service: Service) -> tuple[int, object, object, object]:
 def test_a_schema_that_is_as_needed_or_newer_is_ready(service: Service, inventory: Database, revision: str) -> None:
     stamp(inventory, revision)
     assert readiness(service) == (200, True, revision, NEEDED)
+
+
+def test_contract_revisions_at_the_end_are_not_waited_for(serve: Serve, inventory: Database, tmp_path: Path) -> None:
+    release.copy(tmp_path / "app")
+    release.break_contract(tmp_path / "app")
+    serving = serve({"DATABASE_SECRET": json.dumps(inventory.secret)}, tmp_path / "app")
+    assert readiness(serving) == (200, True, NEEDED, NEEDED)
+    stamp(inventory, OLDER)
+    assert readiness(serving) == (503, False, OLDER, NEEDED)
 
 
 def test_a_schema_that_is_behind_is_not_ready_until_it_is_migrated(service: Service, inventory: Database) -> None:

@@ -116,7 +116,7 @@ def run(environment: dict[str, str], folder: Path = CLONE, module: str = "invent
 def test_the_word_sku_is_all_that_separates_the_service_from_its_first_release(
     serve: Serve, database: Database, tmp_path: Path
 ) -> None:
-    for part in ("alembic.ini", "migrations", "inventory_service"):
+    for part in ("alembic.ini", "migrations", "migration_runner", "inventory_service"):
         (shutil.copytree if (CLONE / part).is_dir() else shutil.copy)(CLONE / part, tmp_path / part)
     (tmp_path / "migrations/versions/49871d03964c_rename_name_to_sku.py").unlink()
     for module in (tmp_path / "inventory_service").glob("*.py"):

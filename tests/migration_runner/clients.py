@@ -40,8 +40,12 @@ BOTH_WAYS = (
 PREPARED = (
     "PREPARE read (bigint) AS SELECT p.{column}, c.{column} FROM parents p LEFT JOIN children c ON c.parent = p.id "
     "WHERE p.id = $1",
-    "PREPARE write (bigint, text) AS UPDATE parents SET {column} = $2, made = made + 1 WHERE id = $1 RETURNING {column}",
+    "PREPARE write (bigint, text) AS "
+    "UPDATE parents SET {column} = $2, made = made + 1 WHERE id = $1 RETURNING id, {column}",
     "PREPARE add (bigint, text) AS INSERT INTO children (parent, {column}) VALUES ($1, $2) RETURNING id, {column}",
+    "PREPARE count (bigint) AS SELECT p.made, count(c.id) FROM parents p JOIN children c ON c.parent = p.id "
+    "WHERE p.id = $1 GROUP BY p.made",
+    "PREPARE touch (bigint) AS UPDATE parents SET made = made WHERE id = $1 RETURNING id, made",
     "PREPARE notice (bigint) AS INSERT INTO {notes} (parent, words) VALUES ($1, 'seen') RETURNING words",
 )
 EXECUTED = (
@@ -49,6 +53,11 @@ EXECUTED = (
     ("EXECUTE write({key}, 'parent {key}')",),
     ("EXECUTE add({key}, 'another child')", "EXECUTE write({key}, 'parent {key}')"),
     ("EXECUTE notice({key})",),
+)
+# What both releases call the same.
+INDIFFERENT = (
+    ("EXECUTE count({key})",),
+    ("EXECUTE touch({key})", "EXECUTE count({key})"),
 )
 EVERYTHING = (
     *BOTH_WAYS,

@@ -64,7 +64,9 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send it, unless the run has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            # It may just have ended, and its end be on the way.
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def kill(self) -> None:
         """Send SIGKILL."""
