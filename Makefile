@@ -61,8 +61,8 @@ bench: $(READY) ## time the runner next to its peers: ten to twenty minutes
 bench-rename: $(READY) ## what a rename costs two releases, in three ways; ROWS=300000 for three minutes instead of twenty
 	@.venv/bin/python -m benchmarks.rename $(if $(ROWS),--rows $(ROWS))
 
-kills: $(READY) ## interrupt 500 migrations at random moments: about fifteen minutes
-	KILLS=500 .venv/bin/python -m pytest -s tests/migration_runner/test_kills.py
+kills: $(READY) ## interrupt 500 migrations, and 500 bridges under load, at random moments: about half an hour
+	KILLS=500 .venv/bin/python -m pytest -s tests/migration_runner/test_kills.py tests/migration_runner/test_bridge_kills.py
 
 lint: $(READY) ## ruff, zizmor, shellcheck, and what is unsafe in the migrations
 	.venv/bin/ruff check

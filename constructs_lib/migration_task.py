@@ -327,7 +327,7 @@ class MigrationTask(Construct):
 
     @property
     def contract_status(self) -> str:
-        """What the last deployment has left of the contract: ``closed``, or ``open``; "-" when unknown.
+        """What the last deployment has left of the contract: ``closed``, or ``open`` and why; "-" when unknown.
 
         Raises:
             ValueError: ``contract_after`` has not been called.

@@ -29,7 +29,7 @@ from migration_runner.stop import Stop
 
 DEADLOCK, STILL_NEEDED = "40P01", "2BP01"
 # How long is waited for a view or a table, and for those of one bridge: so long others are held up.
-LOCK_SECONDS, TOGETHER_SECONDS = 0.1, 0.13
+LOCK_SECONDS, TOGETHER_SECONDS = 0.1, 0.12
 # However long others hold the table, it is asked for this often at least.
 ASK_AGAIN_SECONDS = 1.0
 CONNECT_SECONDS = 10
@@ -242,6 +242,7 @@ class Bridges:
         """
         if self._guard.own.server_version < FIRST_VERSION:
             raise _impossible(
+                revision,
                 renames[0],
                 "PostgreSQL 14 has no views that look at the rights of whoever reads them (security_invoker)",
                 "Upgrade PostgreSQL to 15 or later, or",
@@ -620,11 +621,12 @@ class Bridges:
         ]
         for holds, reason in reasons:
             if holds:
-                raise _impossible(first, f"{first.table} {reason}, which a view can't carry", "")
+                raise _impossible(revision, first, f"{first.table} {reason}, which a view can't carry", "")
         old_names = {one.old for one in group if not one.of_table}
         for function, name in said:
             if name.partition(".")[2].lower() in {old.lower() for old in old_names}:
                 raise _impossible(
+                    revision,
                     first,
                     f"the trigger function {function} says {name}, which is gone from the row with the rename",
                     f"Let it read both names, such as coalesce(to_jsonb({name[:3]})->>'{name[4:]}', "
@@ -634,13 +636,16 @@ class Bridges:
             base = f"{final}{SUFFIX}"
             if len(base.encode()) > LONGEST_NAME:
                 raise _impossible(
-                    first, f"{base} is longer than the {LONGEST_NAME} bytes that PostgreSQL takes for a name", ""
+                    revision,
+                    first,
+                    f"{base} is longer than the {LONGEST_NAME} bytes that PostgreSQL takes for a name",
+                    "",
                 )
             if base != bridge.base and self._guard.query(
                 "SELECT 1 WHERE to_regclass(%(name)s) IS NOT NULL OR to_regtype(%(name)s) IS NOT NULL",
                 name=self._named(bridge, base),
             ):
-                raise _impossible(first, f"there is a {base} already", "Rename or drop that one, or")
+                raise _impossible(revision, first, f"there is a {base} already", "Rename or drop that one, or")
 
     def _tell_users(self, move: Move) -> None:
         """Name what else is made of the table, so that it is looked after before the contract."""
@@ -754,11 +759,13 @@ def _undefined(revision: str, message: str, kind: str, sqlstate: str) -> RunErro
     return RunError(message, exit_code=ExitCode.FAILED, kind=kind, sqlstate=sqlstate, revision=revision)
 
 
-def _impossible(rename: Rename, reason: str, way_out: str) -> RunError:
+def _impossible(revision: str, rename: Rename, reason: str, way_out: str) -> RunError:
     instead = f"{way_out} write" if way_out else "Write"
-    return wrong_use(
+    error = wrong_use(
         "NoBridge",
-        f"The rename {rename} can't be bridged: {reason}.",
+        f"The rename {rename} of {revision} can't be bridged: {reason}.",
         f"{instead} bridge = False into the revision: it is then a plain rename, which fails the older release's "
         "requests until its tasks are gone.",
     )
+    error.revision = revision
+    return error

@@ -104,13 +104,15 @@ def _answered(event: Mapping[str, Any], ended: Ended | None) -> Answer | None:
         return ended.succeeded(closed(outcome))
     if is_required(event):
         return failed(not_closed(outcome.sentence, outcome.where))
-    return replace(ended.succeeded(left_open(outcome.sentence, outcome.where), OPEN), alarming=True)
+    told = ended.succeeded(left_open(outcome.sentence, outcome.where), f"{OPEN}: {outcome.sentence}")
+    return replace(told, alarming=True)
 
 
 def _still_open(event: Mapping[str, Any], why: str) -> Answer:
     if is_required(event):
         return failed(not_closed(why))
-    return replace(succeeded(left_open(why), UNKNOWN, UNKNOWN, contract=OPEN), alarming=True)
+    # The attribute is what a person sees: CloudFormation shows no reason of a success.
+    return replace(succeeded(left_open(why), UNKNOWN, UNKNOWN, contract=f"{OPEN}: {why}"), alarming=True)
 
 
 def _await_services(event: dict[str, Any], context: Any, aws: Aws, request: Request, deadline: float) -> bool:

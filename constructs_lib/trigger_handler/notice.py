@@ -46,7 +46,7 @@ def _metrics(event: Mapping[str, Any], answer: Answer, now: float) -> dict[str, 
         values["Duration"] = float(seconds)
     contract = answer.attributes.get("Contract", OPEN if answer.alarming else UNKNOWN)
     if is_of_contract(event) and contract != UNKNOWN:
-        values["OpenContracts"] = int(contract == OPEN)
+        values["OpenContracts"] = int(contract.startswith(OPEN))
     # A contract counts as its migration, whose alarm is to tell of both.
     stack_id, logical_id = migration_of(event)
     dimensions = {"Stack": stack_name(stack_id), "Migration": logical_id}

@@ -1187,7 +1187,7 @@ class Simulation:
         if body["Data"]["Contract"] == "closed" and left and not self.hand_unseen:
             self.breaks(f"the contract claims to be closed, but is not: {left}")
         loud = body["Reason"].startswith("The contract is still open: ")
-        if loud and (body["Data"]["Contract"] != "open" or sent.release.required):
+        if loud and (not body["Data"]["Contract"].startswith("open") or sent.release.required):
             self.breaks("a contract that is still open is told otherwise")
 
 

@@ -117,7 +117,7 @@ def contract_event(world: World, request_id: str = "contract", **newer: Any) -> 
 
 def test_after_the_services_the_contract_is_closed_by_a_task_of_the_release() -> None:
     world = world_with(Run(said=BRIDGED), Run(seconds=7, said=CLOSED))
-    assert upgrade(world)["Data"]["Contract"] == "open"
+    assert upgrade(world)["Data"]["Contract"].startswith("open")
     answer = close(world)
     assert answer["Status"] == "SUCCESS"
     assert answer["Reason"] == f"The contract is closed: only the new names are left. The schema is at {NEW}."
@@ -176,7 +176,7 @@ def test_a_contract_of_which_nothing_was_heard_may_have_left_something() -> None
 def test_a_deployment_of_code_alone_closes_what_is_open() -> None:
     world = world_with(Run(said=BRIDGED), Run(exit_code=4, said=BUSY), Run(said=CLOSED))
     upgrade(world)
-    assert close(world)["Data"]["Contract"] == "open"
+    assert close(world)["Data"]["Contract"].startswith("open")
     newer_web = [{**OLDER_SERVICES[0], "TaskDefinition": NEWER_WEB.replace(":4", ":5")}]
     world.services[NAME] = Web(newer_web[0]["TaskDefinition"])
     assert close(world, "code only", Services=newer_web)["Data"]["Contract"] == "closed"
@@ -190,7 +190,7 @@ def test_what_an_older_release_finds_of_a_newer_one_stays_open_and_fails_nothing
         "The contract of this release is done. Still open, for a newer release: parent_items.name -> sku, items -> "
         "parts. The schema is at"
     )
-    assert answer["Data"]["Contract"] == "open"
+    assert answer["Data"]["Contract"].startswith("open")
     assert world.messages == []
 
 
@@ -240,6 +240,8 @@ BLUE = {"status": "ACTIVE", "taskDefinition": OLDER_WEB, "rolloutState": "COMPLE
         ([BLUE, {**DONE, "status": "ACTIVE"}], "still goes on."),
         ([DONE, BLUE], "still goes on."),
         ([DONE, {**BLUE, "status": "INACTIVE"}], None),
+        ([DONE, {**BLUE, "rolloutState": "FAILED", "runningCount": 0, "pendingCount": 0}], None),
+        ([DONE, {**BLUE, "rolloutState": "FAILED", "runningCount": 1, "pendingCount": 0}], "still goes on."),
         ([{**DONE, "rolloutState": "IN_PROGRESS"}], "still goes on."),
         ([{**DONE, "rolloutState": "FAILED"}], "has failed: ECS gives no reason."),
         ([{**DONE, "rolloutState": "FAILED", "rolloutStateReason": "no luck."}], "has failed: no luck."),
@@ -299,7 +301,7 @@ def test_a_permission_that_is_missing_leaves_the_contract_open_and_is_named() ->
     world.faults["DescribeServices"] = [fault("AccessDeniedException")] * 999
     began = world.clock
     answer = close(world)
-    assert (answer["Status"], answer["Data"]["Contract"]) == ("SUCCESS", "open")
+    assert (answer["Status"], answer["Data"]["Contract"][:6]) == ("SUCCESS", "open: ")
     assert "AccessDeniedException" in answer["Reason"]
     assert 90 <= world.clock - began < 120
     assert steps(world) == ["upgrade"]
@@ -320,7 +322,7 @@ def check_that_it_is_open(world: World, answer: Mapping[str, Any], why: str) -> 
     assert len(answer["Reason"]) <= 1000
     assert set(answer["Data"]) == ATTRIBUTES
     assert all(answer["Data"].values())
-    assert answer["Data"]["Contract"] == "open"
+    assert answer["Data"]["Contract"].startswith("open")
     assert [one["Subject"] for one in world.messages] == ["DevStack: the database migration needs attention"]
     assert world.messages[0]["Message"] == answer["Reason"]
 
@@ -602,7 +604,7 @@ def test_a_rollback_opens_the_names_again_in_the_newer_image_whichever_comes_fir
     )
     assert answers[0]["Data"]["Duration"] == "9"
     assert answers[1]["Reason"] == f"The stack rolls back; the schema is kept, last seen at {NEW}."
-    assert [one["Data"]["Contract"] for one in answers] == ["open", "open"]
+    assert [one["Data"]["Contract"][:4] for one in answers] == ["open", "open"]
     assert steps(world) == ["upgrade", "contract", f"reopen {OLD}"]
 
 
@@ -707,7 +709,7 @@ def test_a_contract_that_was_created_by_the_deployment_is_undone_by_the_migratio
     world.clock += 1
     assert world.deliver("Create", "contract", None, **NEWER_CONTRACT)["Data"]["Contract"] == "closed"
     begin_rollback(world)
-    assert migration_back(world)["Data"]["Contract"] == "open"
+    assert migration_back(world)["Data"]["Contract"].startswith("open")
     world.stack_status = "UPDATE_ROLLBACK_COMPLETE_CLEANUP_IN_PROGRESS"
     answer = world.deliver("Delete", "delete", None, **NEWER_CONTRACT, FailureTopic=TOPIC)
     assert answer["Status"] == "SUCCESS"
@@ -825,6 +827,8 @@ def test_a_contract_that_arrives_while_the_stack_rolls_back_changes_nothing(kind
     old = OLDER_CONTRACT if kind == "Update" else None
     late = world.request(kind, "late", old, **NEWER_CONTRACT)
     begin_rollback(world)
+    # Its address tells the second alone; that of a Create need not tell even that.
+    world.rolled_back_at -= kind == "Create"
     before = world.recorded
     world.invoke(late)
     assert "came too late" in world.answers[-1]["Reason"]
@@ -934,7 +938,7 @@ def test_a_delete_of_a_contract_that_is_open_says_so_and_alarms() -> None:
     world.stack_status = "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS"
     answer = world.deliver("Delete", "delete", None, **NEWER_CONTRACT, FailureTopic=TOPIC)
     assert answer["Reason"].startswith("The contract is still open while its resource is being deleted: what is open")
-    assert (answer["Status"], answer["Data"]["Contract"], len(world.messages)) == ("SUCCESS", "open", 1)
+    assert (answer["Status"], answer["Data"]["Contract"][:6], len(world.messages)) == ("SUCCESS", "open: ", 1)
 
 
 def test_a_delete_of_a_contract_that_is_closed_alarms_nobody() -> None:

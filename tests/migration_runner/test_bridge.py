@@ -589,11 +589,14 @@ def standing(postgres: Postgres, folder: Path, upgrade: str) -> Iterator[Release
     postgres.drop_database(name)
 
 
-def no_bridge(release: Release, table: str, reason: str) -> None:
+def no_bridge(release: Release, table: str, reason: str, revision: str = "cccc") -> None:
     release.project.write("bbbb", "aaaa", **renaming(("first", "name", "sku")))
     release.project.write("cccc", "bbbb", **renaming((table, "name", "sku")))
     told = release.refused(kind="NoBridge")
-    assert told["message"] == f"The rename {table}.name -> sku can't be bridged: {reason}."
+    assert (told["revision"], told["message"]) == (
+        revision,
+        f"The rename {table}.name -> sku of {revision} can't be bridged: {reason}.",
+    )
     assert "rite bridge = False into the revision" in told["hint"]
 
 
@@ -609,7 +612,7 @@ def test_a_publication_of_everything_is_one_of_the_table(limited: Release, postg
     with superuser(postgres, limited) as cursor:
         cursor.execute(f"CREATE PUBLICATION everything FOR {what}")
         try:
-            no_bridge(limited, "first", "first is in the publication everything, which a view can't carry")
+            no_bridge(limited, "first", "first is in the publication everything, which a view can't carry", "bbbb")
         finally:
             cursor.execute("DROP PUBLICATION everything")
 

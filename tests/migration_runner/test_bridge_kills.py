@@ -32,7 +32,7 @@ COMMANDS = {
     "downgrade": ("downgrade", OLDER),
 }
 # About as many as are seen in a run.
-STATEMENTS = {"upgrade": 34, "contract": 24, "reopen": 22, "downgrade": 34}
+STATEMENTS = {"upgrade": 30, "contract": 20, "reopen": 18, "downgrade": 30}
 ENDS = ["SIGKILL", "SIGTERM", "all sessions", "one session"]
 # All that a dump would show of the tables, and what is applied.
 SCHEMA = """
@@ -163,10 +163,9 @@ def test_whatever_ends_a_run_no_client_meets_an_error_and_one_more_run_ends_at_t
     print(f"SEED={seed}")
     chance = random.Random(seed)
     newest, oldest = plain_schemas(postgres, shop, renames)
-    ended, worst, made = Counter[tuple[str, str, int, str]](), 0.0, 0
+    ended, longest, made = Counter[tuple[str, str, int, str]](), 0.0, 0
 
     def go(command: str) -> None:
-        nonlocal worst
         number = sum(ended.values())
         how = ENDS[(number + number // 4) % 4]
         moment = chance.uniform(0, 0.15) if chance.random() < 0.3 else -chance.randint(1, STATEMENTS[command])
@@ -182,14 +181,14 @@ def test_whatever_ends_a_run_no_client_meets_an_error_and_one_more_run_ends_at_t
         assert again.exit_code == 0, f"{told}: {again.output}"
 
     def over(*seen: Seen) -> None:
-        nonlocal worst, made
+        nonlocal made
         for one in seen:
             assert not one.errors, f"SEED={seed}: {one.errors[:3]}"
-            worst, made = max(worst, one.worst()), made + one.made
+            made += one.made
 
     while sum(ended.values()) < kills:
         # given the older release, and while it is replaced the newer one too
-        with ExitStack() as new:
+        with waits(shop) as waited, ExitStack() as new:
             with clients(shop, OLD) as old:
                 go("upgrade")
                 of_new = new.enter_context(clients(shop, NEW))
@@ -204,17 +203,19 @@ def test_whatever_ends_a_run_no_client_meets_an_error_and_one_more_run_ends_at_t
                 go("downgrade")
             over(old)
             assert shop.rows(SCHEMA) == oldest, f"SEED={seed}"
+        longest = max([longest, *waited])
     assert shop.rows("SELECT sum(made)::int FROM parents") == [(made,)]
     for (command, how, exit_code, where), count in sorted(ended.items()):
         print(f"{command:10} {how:14} {where:14} exit {exit_code:4} {count:4} times")
-    print(f"{made} increments, worst latency {worst * 1000:.0f} ms")
-    # Most of them must have come in time.
-    assert sum(count for (_, _, exit_code, _), count in ended.items() if exit_code) > kills / 2
+    print(f"{made} increments; nobody waited for a table longer than {longest * 1000:.0f} ms")
+    assert longest < 0.2
+    # Enough of them must have come in time.
+    assert sum(count for (_, _, exit_code, _), count in ended.items() if exit_code) > kills / 4
 
 
 # P15
 @pytest.mark.parametrize(("command", "event"), [("upgrade", "migration.bridged"), ("contract", "migration.contracted")])
-def test_p15_after_a_crash_between_two_tables_of_a_rename_both_releases_work_and_the_next_run_finishes(
+def test_p15_after_a_crash_between_two_tables_of_a_rename_the_next_run_finishes_and_no_client_meets_an_error(
     shop: Database, renames: Project, command: str, event: str
 ) -> None:
     if command == "contract":
@@ -241,9 +242,9 @@ def test_p15_after_a_crash_between_two_tables_of_a_rename_both_releases_work_and
 
 @contextmanager
 def waits(database: Database) -> Iterator[list[float]]:
-    """For how long others than the runner wait for a table, in seconds, as the server sees it.
+    """For how long others than the runner wait for a table, in seconds: each such wait, again and again.
 
-    How long they wait for an answer depends on what else the machine has to do.
+    It is what the server sees; how long an answer takes depends on what else the machine has to do.
     """
     seen, over = list[float](), threading.Event()
 
@@ -260,7 +261,6 @@ def waits(database: Database) -> Iterator[list[float]]:
         finally:
             over.set()
             looking.result()
-    print(f"others waited {max(seen, default=0) * 1000:.0f} ms at most")
 
 
 def test_two_tables_that_an_application_locks_in_either_order_are_neither_a_deadlock_nor_a_wait_without_end(
@@ -298,7 +298,7 @@ def test_behind_a_long_reader_a_run_waits_and_names_it_and_holds_up_others_for_a
         assert outcome.exit_code == 0
         assert told["blockers"][0].startswith(f"session {pid} (reporting, idle in transaction, ")
         assert seen.errors == []
-        assert max(waited) < 0.15
+        assert max(waited, default=0) < 0.15
 
 
 def test_transactions_that_come_one_over_the_other_do_not_keep_a_run_waiting(shop: Database, renames: Project) -> None:
@@ -317,9 +317,8 @@ def test_transactions_that_come_one_over_the_other_do_not_keep_a_run_waiting(sho
             outcome = migrate(shop, *COMMANDS[command], project=renames.path)
         assert outcome.exit_code == 0
         assert outcome.result["duration_ms"] < 20_000
-        print([(one["table"], one["attempts"], one["duration_ms"]) for one in outcome.events if "attempts" in one])
         assert readers.errors + seen.errors == []
-        assert max(waited) < 0.15
+        assert max(waited, default=0) < 0.15
 
 
 def test_a_session_that_never_ends_is_named_when_the_wait_is_over_and_nothing_has_changed(
