@@ -89,7 +89,9 @@ SELECT c.relkind::text, c.relispartition,
        ARRAY(SELECT DISTINCT ARRAY[p.oid::regprocedure::text, said[1] || '.' || coalesce(said[2], said[3])]
              FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid,
                   regexp_matches(p.prosrc, '\\m(NEW|OLD)\\.(?:"([^"]+)"|(\\w+))', 'gi') AS said
-             WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+             WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
+       ARRAY(SELECT DISTINCT quote_ident(role) FROM unnest(ARRAY[current_user, pg_get_userbyid(relowner)]) AS role
+             WHERE NOT has_schema_privilege(role, relnamespace, 'CREATE') ORDER BY 1)
 FROM pg_class c WHERE c.oid = to_regclass(%(name)s)
 """
 # What is made of it by name, or of it alone.
@@ -595,7 +597,7 @@ class Bridges:
             if strictly:
                 raise _undefined(revision, f'relation "{first.table}" does not exist', "UndefinedTable", "42P01")
             return
-        kind, is_partition, inherits, columns, granted, publications, said = rows[0]
+        kind, is_partition, inherits, columns, granted, publications, said, unable = rows[0]
         names = set(columns)
         for one in group:
             if one.of_table:
@@ -622,6 +624,11 @@ class Bridges:
         for holds, reason in reasons:
             if holds:
                 raise _impossible(revision, first, f"{first.table} {reason}, which a view can't carry", "")
+        if unable:
+            who, schema = " and ".join(unable), self._guard.quoted(bridge.schema)
+            reason = f"{who} may not make a view in the schema {schema}"
+            way_out = f"GRANT CREATE ON SCHEMA {schema} TO {', '.join(unable)}, or"
+            raise _impossible(revision, first, reason, way_out)
         old_names = {one.old for one in group if not one.of_table}
         for function, name in said:
             if name.partition(".")[2].lower() in {old.lower() for old in old_names}:

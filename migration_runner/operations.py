@@ -9,7 +9,7 @@ import copy
 import io
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,8 +99,6 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
     recording, written = Recording(), io.StringIO()
     options = {"as_sql": True, "literal_binds": True, "output_buffer": written}
     context = MigrationContext.configure(dialect_name="postgresql", opts=options)
-    # The runner's own, which waits for locks in the block, has no use here.
-    context.autocommit_block = nullcontext  # type: ignore[assignment, method-assign]
     inner, bind = Operations(context), context.connection
 
     def ask(statement: object, *_: object, **__: object) -> None:

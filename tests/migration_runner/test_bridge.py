@@ -484,6 +484,14 @@ def test_a_table_that_was_never_granted_keeps_what_its_owner_may(shop: Release, 
     assert shop.rows("SELECT relacl FROM pg_class WHERE relname = 'items'") == [(None,)]
 
 
+def test_an_owner_who_may_not_read_the_table_adds_columns_to_it_all_the_same(shop: Release) -> None:
+    shop.rows("REVOKE ALL ON items FROM CURRENT_USER")
+    shop.project.write("bbbb", "aaaa", **renaming(("items", "name", "sku"), ("items", "parts")))
+    shop.project.write("cccc", "bbbb", ADD.replace("items", "parts"))
+    shop.expand("items.name -> sku", "items -> parts")
+    shop.contract()
+
+
 def test_comments_are_on_every_name(shop: Release) -> None:
     about = 'it\'s 100% "so" \\ %s %(x)s\nand ä so on;'
     shop.rows("COMMENT ON TABLE items IS %s", about)
@@ -605,6 +613,21 @@ def test_what_a_view_can_not_carry_is_told_before_an_earlier_rename_is_made(
     limited: Release, table: str, reason: str
 ) -> None:
     no_bridge(limited, table, reason)
+
+
+def test_who_may_not_make_a_view_beside_the_table_is_told_what_to_grant(
+    limited: Release, roles: Roles, postgres: Postgres
+) -> None:
+    user = limited.database.user
+    with superuser(postgres, limited) as cursor:
+        cursor.execute("CREATE SCHEMA locked; CREATE TABLE locked.items (id int, name text)")
+        cursor.execute(f"GRANT {roles.owner} TO {user}; GRANT USAGE ON SCHEMA locked TO {user}, {roles.owner}")
+        cursor.execute(f"ALTER TABLE locked.items OWNER TO {roles.owner}")
+    limited.project.write("bbbb", "aaaa", **renaming(("items", "name", "sku"), schema="locked"))
+    both = sorted([roles.owner, user])
+    told = limited.refused(kind="NoBridge", revision="bbbb")
+    assert f": {' and '.join(both)} may not make a view in the schema locked." in told["message"]
+    assert told["hint"].startswith(f"GRANT CREATE ON SCHEMA locked TO {', '.join(both)}, or write bridge = False")
 
 
 @pytest.mark.parametrize("what", ["ALL TABLES", "TABLES IN SCHEMA public"])

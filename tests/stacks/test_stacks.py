@@ -158,7 +158,7 @@ def test_every_stage_has_the_names_of_the_original_system_under_its_own_prefix(
 @pytest.mark.parametrize(
     ("environment", "zones", "kind", "multi_az", "backups", "protected", "rollback", "kept"),
     [
-        ("dev", 2, "db.t4g.micro", False, 1, False, "DOWNGRADE", "Delete"),
+        ("dev", 2, "db.t4g.micro", False, 1, False, "KEEP", "Delete"),
         ("staging", 2, "db.t4g.small", False, 7, True, "KEEP", "Delete"),
         ("prod", 3, "db.m7g.large", True, 35, True, "KEEP", "RetainExceptOnCreate"),
     ],
