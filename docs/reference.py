@@ -106,6 +106,8 @@ def commands() -> Iterator[str]:
 
 def argument(one: cli.Argument) -> str:
     """How it stands on a command line."""
+    if one.settings.get("action") == "store_true":
+        return one.name
     value = one.settings.get("metavar") or "{" + ",".join(one.settings["choices"]) + "}"
     shown = {"?": f"[{value}]", "*": f"[{value} ...]"}.get(one.settings.get("nargs", ""), value)
     return f"{one.name} {shown}" if one.name.startswith("-") else shown

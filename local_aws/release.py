@@ -233,7 +233,7 @@ def take_schema_back(app: Path) -> None:
 
 def rename_plainly(app: Path) -> None:
     """Let the rename cost what it costs elsewhere: without a contract, and without a bridge."""
-    _replace(app / "stacks" / "service_stack.py", "        self.migration.contract_after(self.service)\n", "")
+    _replace(app / "stacks" / "service_stack.py", "        self._contract()\n", "")
     _replace(app / "stacks" / "service_stack.py", "self.migration.contract_status", '"none"')
 
 
@@ -244,7 +244,7 @@ def break_contract(app: Path) -> None:
 
 def fail_after_contract(app: Path) -> None:
     """Add a resource after the contract that can't be made."""
-    last = "self.migration.contract_after(self.service)"
+    last = "self._contract()"
     broken = (
         'cdk.CustomResource(self, "Broken", service_token=self.migration.node.find_child("Trigger").function'
         '.function_arn, properties={"Contract": self.migration.contract_status})'

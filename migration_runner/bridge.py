@@ -626,7 +626,7 @@ class Bridges:
                 raise _impossible(revision, first, f"{first.table} {reason}, which a view can't carry", "")
         if unable:
             who, schema = " and ".join(unable), self._guard.quoted(bridge.schema)
-            reason = f"{who} may not make a view in the schema {schema}"
+            reason = f"{who} may not make a view in the schema {bridge.schema}"
             way_out = f"GRANT CREATE ON SCHEMA {schema} TO {', '.join(unable)}, or"
             raise _impossible(revision, first, reason, way_out)
         old_names = {one.old for one in group if not one.of_table}

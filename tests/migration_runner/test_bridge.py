@@ -489,6 +489,8 @@ def test_an_owner_who_may_not_read_the_table_adds_columns_to_it_all_the_same(sho
     shop.project.write("bbbb", "aaaa", **renaming(("items", "name", "sku"), ("items", "parts")))
     shop.project.write("cccc", "bbbb", ADD.replace("items", "parts"))
     shop.expand("items.name -> sku", "items -> parts")
+    added = "SELECT attrelid::regclass::text FROM pg_attribute WHERE attname = 'more' ORDER BY 1"
+    assert shop.rows(added) == [("items",), ("parts",), ("parts__base",)]
     shop.contract()
 
 
@@ -587,9 +589,9 @@ def limited(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @contextmanager
 def standing(postgres: Postgres, folder: Path, upgrade: str) -> Iterator[Release]:
     """A database and a project of a whole module."""
-    name = f"test_{secrets.token_hex(6)}"
-    postgres.create_database(name, owner=name, password=name)
-    database = Database(name=name, user=name, password=name, port=postgres.port, ca_file=postgres.ca_file)
+    name, password = f"test_{secrets.token_hex(6)}", secrets.token_hex(8)
+    postgres.create_database(name, owner=name, password=password)
+    database = Database(name=name, user=name, password=password, port=postgres.port, ca_file=postgres.ca_file)
     release = Release(database, with_template(folder, "generic"))
     release.project.write("aaaa", None, upgrade)
     release.succeed("upgrade")
@@ -620,14 +622,14 @@ def test_who_may_not_make_a_view_beside_the_table_is_told_what_to_grant(
 ) -> None:
     user = limited.database.user
     with superuser(postgres, limited) as cursor:
-        cursor.execute("CREATE SCHEMA locked; CREATE TABLE locked.items (id int, name text)")
-        cursor.execute(f"GRANT {roles.owner} TO {user}; GRANT USAGE ON SCHEMA locked TO {user}, {roles.owner}")
-        cursor.execute(f"ALTER TABLE locked.items OWNER TO {roles.owner}")
-    limited.project.write("bbbb", "aaaa", **renaming(("items", "name", "sku"), schema="locked"))
+        cursor.execute("CREATE SCHEMA guarded; CREATE TABLE guarded.items (id int, name text)")
+        cursor.execute(f"GRANT {roles.owner} TO {user}; GRANT USAGE ON SCHEMA guarded TO {user}, {roles.owner}")
+        cursor.execute(f"ALTER TABLE guarded.items OWNER TO {roles.owner}")
+    limited.project.write("bbbb", "aaaa", **renaming(("items", "name", "sku"), schema="guarded"))
     both = sorted([roles.owner, user])
     told = limited.refused(kind="NoBridge", revision="bbbb")
-    assert f": {' and '.join(both)} may not make a view in the schema locked." in told["message"]
-    assert told["hint"].startswith(f"GRANT CREATE ON SCHEMA locked TO {', '.join(both)}, or write bridge = False")
+    assert f": {' and '.join(both)} may not make a view in the schema guarded." in told["message"]
+    assert told["hint"].startswith(f'GRANT CREATE ON SCHEMA "guarded" TO {both[0]}, {both[1]}, or write bridge = False')
 
 
 @pytest.mark.parametrize("what", ["ALL TABLES", "TABLES IN SCHEMA public"])
@@ -1073,14 +1075,14 @@ def test_what_was_made_before_is_named_and_lives_on_and_what_was_made_of_the_bri
     assert shop.rows("SELECT name, named(1) FROM seen") == [("a", "a")]
     shop.rows("""
         CREATE VIEW "Made since" AS SELECT sku FROM items;
-        CREATE FUNCTION made(items) RETURNS int LANGUAGE sql AS 'SELECT 1';
+        CREATE FUNCTION made(items[]) RETURNS int LANGUAGE sql AS 'SELECT 1';
     """)
     for _ in range(2):
         with shop.unchanged():
             failed = shop.run("contract")
         assert (failed.exit_code, failed.error["kind"]) == (1, "DependentObjectsStillExist")
         assert failed.error["message"] == (
-            'The view that stands for items can\'t go: function made(items) and view "Made since" were made of it '
+            'The view that stands for items can\'t go: function made(items[]) and view "Made since" were made of it '
             "while the rename was open."
         )
         assert failed.result["open"] == ["items.name -> sku"]
