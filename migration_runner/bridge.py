@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import psycopg2
 
 from migration_runner.database import LOCK_NOT_AVAILABLE, connect
-from migration_runner.errors import ExitCode, RunError, wrong_use
+from migration_runner.errors import ExitCode, RunError
 from migration_runner.failures import failure
 from migration_runner.guard import Guard, blocker
 from migration_runner.ledger import EXISTS
+from migration_runner.obstacles import refuse_table, refuse_version
 from migration_runner.patience import Limits, Sampler, locked_out
 from migration_runner.renames import SUFFIX, Bridge, Recorded, Rename, bridges, groups
 from migration_runner.report import Report
@@ -33,9 +34,6 @@ LOCK_SECONDS, TOGETHER_SECONDS = 0.1, 0.12
 # However long others hold the table, it is asked for this often at least.
 ASK_AGAIN_SECONDS = 1.0
 CONNECT_SECONDS = 10
-LONGEST_NAME = 63
-# The first PostgreSQL whose views look at the rights and the policies of whoever reads them.
-FIRST_VERSION = 150000
 
 READ = """
 SELECT revision, position, table_schema, table_name, old_name, new_name, of_table,
@@ -62,9 +60,10 @@ WHERE c.oid = to_regclass(quote_ident(%(table)s))
 """
 # What its view must have too.
 STATE = """
-SELECT (SELECT array_agg(ARRAY[attname::text, quote_ident(attname), quote_literal(col_description(c.oid, attnum))]
-                         ORDER BY attnum)
-        FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
+SELECT (SELECT array_agg(ARRAY[attname::text, quote_ident(attname), quote_literal(col_description(c.oid, attnum)),
+                               CASE WHEN attgenerated = '' THEN pg_get_expr(adbin, adrelid) END] ORDER BY attnum)
+        FROM pg_attribute LEFT JOIN pg_attrdef ON (adrelid, adnum) = (attrelid, attnum)
+        WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
        quote_ident(pg_get_userbyid(relowner)), pg_get_userbyid(relowner) = current_user,
        quote_literal(obj_description(c.oid, 'pg_class')), relacl IS NOT NULL,
        ARRAY(SELECT ARRAY[coalesce(quote_ident(r.rolname), 'PUBLIC'), is_grantable::text,
@@ -76,23 +75,6 @@ SELECT (SELECT array_agg(ARRAY[attname::text, quote_ident(attname), quote_litera
              WHERE defaclobjtype = 'r' AND defaclnamespace IN (0, c.relnamespace)
                AND defaclrole = (SELECT oid FROM pg_roles WHERE rolname = current_user))
 FROM pg_class c WHERE c.oid = to_regclass(%(table)s)
-"""
-# What a bridge of it would break, or could not carry.
-LIMITS = """
-SELECT c.relkind::text, c.relispartition,
-       EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhrelid, inhparent)),
-       ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
-       ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attacl IS NOT NULL AND NOT attisdropped),
-       ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables
-             UNION SELECT pubname FROM pg_publication_tables
-             WHERE schemaname = %(schema)s AND tablename = c.relname ORDER BY 1),
-       ARRAY(SELECT DISTINCT ARRAY[p.oid::regprocedure::text, said[1] || '.' || coalesce(said[2], said[3])]
-             FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid,
-                  regexp_matches(p.prosrc, '\\m(NEW|OLD)\\.(?:"([^"]+)"|(\\w+))', 'gi') AS said
-             WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
-       ARRAY(SELECT DISTINCT quote_ident(role) FROM unnest(ARRAY[current_user, pg_get_userbyid(relowner)]) AS role
-             WHERE NOT has_schema_privilege(role, relnamespace, 'CREATE') ORDER BY 1)
-FROM pg_class c WHERE c.oid = to_regclass(%(name)s)
 """
 # What is made of it by name, or of it alone.
 USERS = """
@@ -242,13 +224,7 @@ class Bridges:
         Raises:
             RunError: there is something.
         """
-        if self._guard.own.server_version < FIRST_VERSION:
-            raise _impossible(
-                revision,
-                renames[0],
-                "PostgreSQL 14 has no views that look at the rights of whoever reads them (security_invoker)",
-                "Upgrade PostgreSQL to 15 or later, or",
-            )
+        refuse_version(self._guard, revision, renames[0])
         known = self.recorded()
         stale = self._stale(known, revision, renames)
         done = {one.rename for one in known if one.revision == revision and one.is_open and one not in stale}
@@ -262,7 +238,7 @@ class Bridges:
             first = group[0]
             bridge = now.get((first.schema, first.table)) or Bridge(first.schema, first.table)
             if not unseen & bridge.names:
-                self._check_group(revision, group, bridge, strictly=strictly)
+                refuse_table(self._guard, revision, group, bridge, strictly=strictly)
 
     def expand(self, revision: str, renames: Sequence[Rename]) -> None:
         """Let each renamed column or table of a revision have both names; what an interrupted run has done is kept.
@@ -499,7 +475,7 @@ class Bridges:
             begin.append(f"SET LOCAL statement_timeout = '{max(1, int(self._limits.left * 1000))}ms'")
         found = query(LOCKABLE, names=[table])
         if not found:
-            raise _gone(f"There is no table {before.schema}.{before.base} any more, so its older names can't work.")
+            raise cannot_reopen(f"There is no table {before.schema}.{before.base} any more, so its older names can't work.")
         ((_, owner, may_lock),) = found
         if may_lock:
             begin.append(APART.format(table=table))
@@ -538,19 +514,21 @@ class Bridges:
         ((columns, owner, is_own, comment, has_acl, acl, defaults),) = query(STATE, table=table)
         for older, newer in renamed:
             columns = [
-                (newer, self._guard.quoted(newer), about) if name == older else (name, as_identifier, about)
-                for name, as_identifier, about in columns
+                (newer, self._guard.quoted(newer), *rest) if name == older else (name, as_identifier, *rest)
+                for name, as_identifier, *rest in columns
             ]
-        by_name = {name: quoted for name, quoted, _ in columns}
+        by_name = {name: quoted for name, quoted, *_ in columns}
         quoted = self._guard.quoted
-        shown = [(name, name, about) for _, name, about in columns]
-        comments = {name: about for name, _, about in columns}
+        shown = [(name, name, about) for _, name, about, _ in columns]
+        comments = {name: about for name, _, about, _ in columns}
+        # For UPDATE ... SET column = DEFAULT. A column that is there twice would get two values from an INSERT.
+        alone = {name: default for name, _, _, default in columns if default and name not in bridge.columns.values()}
         for old, new in bridge.columns.items():
             table = f"{bridge.schema}.{bridge.table}"
             if new not in by_name:
-                raise _gone(f"{table} has no column {new} any more, so its older name {old} can't work.")
+                raise cannot_reopen(f"{table} has no column {new} any more, so its older name {old} can't work.")
             if old in by_name:
-                raise _gone(f"{table} has another column {old} by now, so this can't be the older name of {new}.")
+                raise cannot_reopen(f"{table} has another column {old} by now, so this can't be the older name of {new}.")
             shown.append((quoted(old), by_name[new], comments[new]))
         selected = ", ".join(name if name == of else f"{of} AS {name}" for name, of, _ in shown)
         steps = []
@@ -560,6 +538,10 @@ class Bridges:
                 f"CREATE VIEW {view} WITH (security_invoker = true) AS "  # noqa: S608 - quoted
                 f"SELECT {selected} FROM {self._named(bridge, bridge.base)}"
             )
+            steps += [
+                f"ALTER VIEW {view} ALTER COLUMN {by_name[name]} SET DEFAULT {default}"
+                for name, default in alone.items()
+            ]
             # What default privileges grant on whatever is made.
             steps += [f"REVOKE ALL ON {view} FROM {grantee}" for grantee in defaults]
             if not is_own:
@@ -589,70 +571,6 @@ class Bridges:
             new=rename.new,
             of_table=rename.of_table,
         )
-
-    def _check_group(self, revision: str, group: Sequence[Rename], bridge: Bridge, *, strictly: bool) -> None:
-        first = group[0]
-        rows = self._guard.query(LIMITS, name=self._named(bridge, bridge.base), schema=bridge.schema)
-        if not rows:
-            if strictly:
-                raise _undefined(revision, f'relation "{first.table}" does not exist', "UndefinedTable", "42P01")
-            return
-        kind, is_partition, inherits, columns, granted, publications, said, unable = rows[0]
-        names = set(columns)
-        for one in group:
-            if one.of_table:
-                name = self._named(bridge, one.new)
-                if one.new not in bridge.names and self._guard.query("SELECT to_regclass(%s)", name)[0][0]:
-                    message = f'relation "{one.new}" already exists'
-                    raise _undefined(revision, message, "DuplicateTable", "42P07")
-                continue
-            if one.old not in names and strictly:
-                raise _undefined(revision, f'column "{one.old}" does not exist', "UndefinedColumn", "42703")
-            if one.new in names:
-                message = f'column "{one.new}" of relation "{first.table}" already exists'
-                raise _undefined(revision, message, "DuplicateColumn", "42701")
-            names = names - {one.old} | {one.new}
-        kinds = {"p": "is partitioned", "f": "is a foreign table", "v": "is a view", "m": "is a materialized view"}
-        final = group[-1].new if group[-1].of_table else group[-1].table
-        reasons = [
-            (kind in kinds, kinds.get(kind, "")),
-            (is_partition, "is a partition"),
-            (inherits, "has a table that inherits from it, or inherits itself"),
-            (bool(granted), f"has GRANTs on columns ({', '.join(granted)})"),
-            (bool(publications), f"is in the publication {', '.join(publications)}"),
-        ]
-        for holds, reason in reasons:
-            if holds:
-                raise _impossible(revision, first, f"{first.table} {reason}, which a view can't carry", "")
-        if unable:
-            who, schema = " and ".join(unable), self._guard.quoted(bridge.schema)
-            reason = f"{who} may not make a view in the schema {bridge.schema}"
-            way_out = f"GRANT CREATE ON SCHEMA {schema} TO {', '.join(unable)}, or"
-            raise _impossible(revision, first, reason, way_out)
-        old_names = {one.old for one in group if not one.of_table}
-        for function, name in said:
-            if name.partition(".")[2].lower() in {old.lower() for old in old_names}:
-                raise _impossible(
-                    revision,
-                    first,
-                    f"the trigger function {function} says {name}, which is gone from the row with the rename",
-                    f"Let it read both names, such as coalesce(to_jsonb({name[:3]})->>'{name[4:]}', "
-                    f"to_jsonb({name[:3]})->>'...'), or",
-                )
-        if any(not one.of_table for one in group) or bridge.columns:
-            base = f"{final}{SUFFIX}"
-            if len(base.encode()) > LONGEST_NAME:
-                raise _impossible(
-                    revision,
-                    first,
-                    f"{base} is longer than the {LONGEST_NAME} bytes that PostgreSQL takes for a name",
-                    "",
-                )
-            if base != bridge.base and self._guard.query(
-                "SELECT 1 WHERE to_regclass(%(name)s) IS NOT NULL OR to_regtype(%(name)s) IS NOT NULL",
-                name=self._named(bridge, base),
-            ):
-                raise _impossible(revision, first, f"there is a {base} already", "Rename or drop that one, or")
 
     def _tell_users(self, move: Move) -> None:
         """Name what else is made of the table, so that it is looked after before the contract."""
@@ -719,7 +637,7 @@ class Bridges:
             self._stop.sessions.remove(self._guard.own)
 
     def _named(self, bridge: Bridge, name: str) -> str:
-        return f"{self._guard.quoted(bridge.schema)}.{self._guard.quoted(name)}"
+        return self._guard.qualified(bridge.schema, name)
 
     @staticmethod
     def _revision(move: Move) -> str:
@@ -751,7 +669,7 @@ def _with(rename: Rename, known: Mapping[tuple[str, str], Bridge]) -> Bridge:
     return next(one for one in known.values() if rename in one.renames)
 
 
-def _gone(message: str) -> RunError:
+def cannot_reopen(message: str) -> RunError:
     """Why an older name can't be brought back."""
     return RunError(
         message,
@@ -759,20 +677,3 @@ def _gone(message: str) -> RunError:
         kind="CannotReopen",
         hint="A later revision has done that. Bring back a release that needs only what is there.",
     )
-
-
-def _undefined(revision: str, message: str, kind: str, sqlstate: str) -> RunError:
-    """What PostgreSQL itself says of such a rename."""
-    return RunError(message, exit_code=ExitCode.FAILED, kind=kind, sqlstate=sqlstate, revision=revision)
-
-
-def _impossible(revision: str, rename: Rename, reason: str, way_out: str) -> RunError:
-    instead = f"{way_out} write" if way_out else "Write"
-    error = wrong_use(
-        "NoBridge",
-        f"The rename {rename} of {revision} can't be bridged: {reason}.",
-        f"{instead} bridge = False into the revision: it is then a plain rename, which fails the older release's "
-        "requests until its tasks are gone.",
-    )
-    error.revision = revision
-    return error

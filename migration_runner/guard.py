@@ -72,6 +72,10 @@ class Guard:
         """The name as an identifier in SQL."""
         return str(quote_ident(name, self.own))
 
+    def qualified(self, schema: str, name: str) -> str:
+        """A name and its schema as SQL."""
+        return f"{self.quoted(schema)}.{self.quoted(name)}"
+
     def filled(self, statement: str, **named: object) -> str:
         """The statement with its parameters in it."""
         with self.own.cursor() as cursor:

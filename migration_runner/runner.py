@@ -252,9 +252,9 @@ class Run:
                 self._report.event("migration.nothing_to_do", told, at=at)
             return Journey(None, None, reopened=frozenset(reopened))
         stays = is_at(target, current, revisions)
-        contracted = (
-            {one.revision for one in recorded if one.is_open} & been if request.command == "contract" else set()
-        )
+        # One that an interrupted downgrade has taken away is made again before.
+        is_left = {one.revision for one in recorded if not one.is_closed} & been
+        contracted = is_left if request.command == "contract" else set()
         if stays and not contracted and not any(one.is_reverted for one in recorded):
             at = shown(current)
             self._report.event("migration.nothing_to_do", f"Nothing to do: the schema is at {at}.", at=at)
@@ -269,7 +269,8 @@ class Run:
         # A contract moves forward too; and a fresh database has no older release that needs older names.
         direction = "upgrade" if request.command == "contract" else request.command
         return Journey(
-            None if stays else direction,
+            # A downgrade to where the schema is takes back what an interrupted upgrade has begun.
+            None if stays and direction != "downgrade" else direction,
             target,
             is_bridged=request.contract_follows and request.command == "upgrade" and bool(current),
             contracted=frozenset(contracted),

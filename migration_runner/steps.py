@@ -57,6 +57,8 @@ def steps_of(
         move = {"upgrade": script._upgrade_revs, "downgrade": script._downgrade_revs}[journey.direction]
         steps: list[RevisionStep] = move(target, heads[0] if len(heads) == 1 else heads)
         return list(steps)
+    if not line:
+        return []
     upward = journey.direction == "upgrade"
     # Alembic needs to know of no others.
     ends = [one for one in (heads[0] if heads else None, journey.target) if one]

@@ -777,12 +777,11 @@ def test_a_statement_can_not_give_both_names_a_value(shop: Database) -> None:
             shop.rows(statement)
 
 
-def test_an_update_to_the_default_takes_the_default_of_the_view(releases: Releases) -> None:
+def test_an_update_to_the_default_takes_the_default_of_the_table(releases: Releases) -> None:
     one, _ = releases
     key = one.add(note="kept", quantity=5)
-    with pytest.raises(psycopg2.errors.NotNullViolation):
-        one.rows("UPDATE items SET quantity = DEFAULT WHERE id = %s", key)
-    assert one.rows("UPDATE items SET note = DEFAULT WHERE id = %s RETURNING note", key) == [(None,)]
+    changed = "UPDATE items SET quantity = DEFAULT, note = DEFAULT WHERE id = %s RETURNING quantity, note"
+    assert one.rows(changed, key) == [(1, "none")]
 
 
 def test_a_star_shows_both_names_with_the_old_one_last(shop: Database) -> None:
@@ -845,40 +844,6 @@ def test_a_trigger_sees_the_table_and_the_row_as_they_are(releases: Releases) ->
         f"SELECT of_table, content ? '{OLD}', content ? '{NEW}' FROM history WHERE content->>'id' = %s", str(key)
     )
     assert (table, has_old, has_new) == ("items__base", False, True)
-
-
-@pytest.mark.parametrize(
-    ("makes", "uses", "error"),
-    [
-        (
-            "CREATE FUNCTION all_items() RETURNS SETOF items LANGUAGE sql AS 'SELECT * FROM items'",
-            "SELECT * FROM all_items()",
-            "return type mismatch",
-        ),
-        (
-            "CREATE FUNCTION label(one items) RETURNS text LANGUAGE sql AS 'SELECT one.note'",
-            "SELECT label(items) FROM items",
-            r"function label\(items\) does not exist",
-        ),
-        (
-            "CREATE TABLE copies (one items)",
-            "INSERT INTO copies SELECT items FROM items",
-            'column "one" is of type items__base but expression is of type items',
-        ),
-    ],
-    ids=["returned by a function", "given to a function", "type of a column"],
-)
-def test_whole_rows_of_the_table_are_of_another_type(
-    database: Database, tmp_path: Path, makes: str, uses: str, error: str
-) -> None:
-    project = history(tmp_path / "project", made_by=f"{SHOP}; {makes}")
-    migrate(database, "upgrade", "aaaa", project=project.path)
-    database.rows(uses)
-    expand(database, project)
-    with pytest.raises(psycopg2.ProgrammingError, match=error):
-        database.rows(uses)
-    contract(database, project)
-    database.rows(uses)
 
 
 def test_a_prepared_star_fails_with_psycopg_and_asyncpg_prepares_it_anew(database: Database, tmp_path: Path) -> None:
