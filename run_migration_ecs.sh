@@ -7,7 +7,7 @@ set -uo pipefail
 
 readonly CONTAINER=migration
 # Not check: it asks no database, and the image lacks the squawk that it needs.
-readonly COMMANDS='upgrade downgrade stamp status plan history'
+readonly COMMANDS='upgrade contract reopen downgrade stamp status plan history'
 # The runner's own codes end at 6, and those of signals begin at 128: these are sysexits.h's.
 readonly USAGE=64 NOT_FOUND=66 UNAVAILABLE=69 NOT_RUN=71 UNKNOWN=75 NOT_PERMITTED=77
 # 128 + SIGPIPE.
@@ -40,11 +40,12 @@ the last deployment: its image, its database. The log goes to standard output, e
   ./run_migration_ecs.sh dev us-west-2                    upgrade to the newest revision of the deployed image
   ./run_migration_ecs.sh dev us-west-2 status             where the schema is, and what is pending
   ./run_migration_ecs.sh dev us-west-2 plan               the SQL of what is pending, and the locks it takes
+  ./run_migration_ecs.sh dev us-west-2 contract           finish the renames that a deployment has left open
   ./run_migration_ecs.sh dev us-west-2 downgrade -1       one revision back; asks nothing
   ./run_migration_ecs.sh dev us-west-2 history
 
-COMMAND is upgrade (the default), downgrade, stamp, status, plan or history; `COMMAND --help` tells its options, from
-the image. `check` is for your own machine or CI: it asks no database, and it needs squawk, which the image does not
+COMMAND is upgrade (the default), contract, reopen, downgrade, stamp, status, plan or history; `COMMAND --help` tells
+its options, from the image. `check` is for your own machine or CI: it asks no database, and it needs squawk, which the image does not
 have. For the same reason `plan` does not say here what is unsafe. `--output-format json` shows JSON for sentences.
 Ctrl-C ends this script only: the task goes on, and the command that stops it is shown.
 
@@ -149,6 +150,7 @@ parse() {
   [ "$1" = "$word" ] || end_with $USAGE "COMMAND is '$1', but must be one of: ${COMMANDS// /, }."
   case "$1:$#" in
     downgrade:1) end_with $USAGE "downgrade needs a revision: one of \`history\`, -1 for one step back, or base." ;;
+    reopen:1) end_with $USAGE "reopen needs a revision: the newest one of the older release, or base." ;;
     stamp:1) end_with $USAGE "stamp needs a revision: one of \`history\`, head or base." ;;
   esac
   case "$*" in

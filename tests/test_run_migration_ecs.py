@@ -487,6 +487,7 @@ def assert_refused(ended: Ended, exit_code: int, sentence: str) -> None:
             "COMMAND is 'migrate', but must be one of: upgrade, downgrade, stamp, status, plan, history.",
         ),
         (["dev", REGION, "downgrade"], "downgrade needs a revision: one of `history`, -1 for one step back, or base."),
+        (["dev", REGION, "reopen"], "reopen needs a revision: the newest one of the older release, or base."),
         (["dev", REGION, "stamp"], "stamp needs a revision: one of `history`, head or base."),
         (["dev", REGION, "upgrade", "a\nb"], "an ARGUMENT holds a line break or another control character."),
         (["dev", REGION, "downgrade", ""], "an ARGUMENT is empty."),
