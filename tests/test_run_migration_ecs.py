@@ -484,7 +484,7 @@ def assert_refused(ended: Ended, exit_code: int, sentence: str) -> None:
         (["dev", "west"], "REGION is 'west', but must be a region such as us-west-2."),
         (
             ["dev", REGION, "migrate"],
-            "COMMAND is 'migrate', but must be one of: upgrade, downgrade, stamp, status, plan, history.",
+            "COMMAND is 'migrate', but must be one of: upgrade, contract, reopen, downgrade, stamp, status, plan, history.",
         ),
         (["dev", REGION, "downgrade"], "downgrade needs a revision: one of `history`, -1 for one step back, or base."),
         (["dev", REGION, "reopen"], "reopen needs a revision: the newest one of the older release, or base."),
@@ -494,7 +494,7 @@ def assert_refused(ended: Ended, exit_code: int, sentence: str) -> None:
         *(
             (
                 ["dev", REGION, command],
-                f"COMMAND is '{command}', but must be one of: upgrade, downgrade, stamp, status, plan, history.",
+                f"COMMAND is '{command}', but must be one of: upgrade, contract, reopen, downgrade, stamp, status, plan, history.",
             )
             for command in ("status plan", "", "-1")
         ),
