@@ -22,7 +22,7 @@ from migration_runner.errors import ExitCode, RunError
 from migration_runner.failures import failure
 from migration_runner.guard import Guard, blocker
 from migration_runner.ledger import EXISTS
-from migration_runner.obstacles import refuse_table, refuse_version
+from migration_runner.obstacles import refuse_published, refuse_table, refuse_version
 from migration_runner.patience import Limits, Sampler, locked_out
 from migration_runner.renames import SUFFIX, Bridge, Recorded, Rename, bridges, groups
 from migration_runner.report import Report
@@ -312,6 +312,7 @@ class Bridges:
             known = self.recorded()
             members = [one for one in _of(bridge, known) if one.is_open and one.revision in revisions]
             if members:
+                refuse_published(self._guard, bridge)
                 left = [one._replace(is_closed=True) if one in members else one for one in known]
                 self._switch("migration.contracted", known, left, [(CLOSED, one) for one in members])
 
@@ -475,7 +476,9 @@ class Bridges:
             begin.append(f"SET LOCAL statement_timeout = '{max(1, int(self._limits.left * 1000))}ms'")
         found = query(LOCKABLE, names=[table])
         if not found:
-            raise cannot_reopen(f"There is no table {before.schema}.{before.base} any more, so its older names can't work.")
+            raise cannot_reopen(
+                f"There is no table {before.schema}.{before.base} any more, so its older names can't work."
+            )
         ((_, owner, may_lock),) = found
         if may_lock:
             begin.append(APART.format(table=table))
@@ -528,7 +531,9 @@ class Bridges:
             if new not in by_name:
                 raise cannot_reopen(f"{table} has no column {new} any more, so its older name {old} can't work.")
             if old in by_name:
-                raise cannot_reopen(f"{table} has another column {old} by now, so this can't be the older name of {new}.")
+                raise cannot_reopen(
+                    f"{table} has another column {old} by now, so this can't be the older name of {new}."
+                )
             shown.append((quoted(old), by_name[new], comments[new]))
         selected = ", ".join(name if name == of else f"{of} AS {name}" for name, of, _ in shown)
         steps = []

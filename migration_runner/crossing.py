@@ -100,10 +100,13 @@ class Crossing:
     @contextmanager
     def led(self, revision: str) -> Iterator[None]:
         """Within, the revision's operations know of open bridges."""
-        self._lead = Lead(self._bridges, is_bridging=self._journey.is_bridged and self._revisions[revision].bridge)
-        with self._lead.leading():
-            yield
-        self._lead = None
+        is_bridging = self._journey.is_bridged and self._revisions[revision].bridge
+        self._lead = Lead(self._bridges, revision, is_bridging=is_bridging)
+        try:
+            with self._lead.leading():
+                yield
+        finally:
+            self._lead = None
 
     def refuse(self, revision: str, statement: str) -> None:
         """Raise RunError for a statement that was not seen before, and is about a table whose rename is open."""
@@ -177,7 +180,8 @@ def must_contract(revision: str, table: str) -> RunError:
     error = wrong_use(
         "RenameOpen",
         f"{revision} changes {table}, whose rename is still open: meanwhile it may only get columns and indexes.",
-        "Finish the rename first: python -m migration_runner contract. Then run this again.",
+        "Deploy a release without this revision first, whose contract finishes the rename. Or, once no task of an "
+        "older release is left, run: python -m migration_runner contract.",
     )
     error.revision = revision
     return error

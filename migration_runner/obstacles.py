@@ -13,16 +13,20 @@ LONGEST_NAME = 63
 # The first PostgreSQL whose views look at the rights and the policies of whoever reads them.
 FIRST_VERSION = 150000
 KINDS = {"p": "is partitioned", "f": "is a foreign table", "v": "is a view", "m": "is a materialized view"}
+PUBLISHED = """
+SELECT pubname::text FROM pg_publication WHERE puballtables
+UNION SELECT pubname FROM pg_publication_tables WHERE schemaname = %(schema)s AND tablename = c.relname ORDER BY 1
+"""
 # A trigger function knows the table's columns by their names: of a row, of a transition table, or as its arguments.
-LOOK = """
+LOOK = f"""
 SELECT c.relkind::text, c.relispartition,
        EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhrelid, inhparent)),
        ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped),
        ARRAY(SELECT attname::text FROM pg_attribute WHERE attrelid = c.oid AND attacl IS NOT NULL AND NOT attisdropped),
-       ARRAY(SELECT pubname::text FROM pg_publication WHERE puballtables
-             UNION SELECT pubname FROM pg_publication_tables
-             WHERE schemaname = %(schema)s AND tablename = c.relname ORDER BY 1),
+       ARRAY({PUBLISHED}),
        EXISTS (SELECT FROM pg_subscription_rel WHERE srrelid = c.oid),
+       ARRAY(SELECT slot_name::text FROM pg_replication_slots
+             WHERE slot_type = 'logical' AND plugin <> 'pgoutput' AND database = current_database() ORDER BY 1),
        ARRAY(SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend d JOIN pg_type t ON t.oid = c.reltype
              WHERE d.deptype = 'n' AND refclassid = 'pg_type'::regclass AND refobjid IN (t.oid, t.typarray) ORDER BY 1),
        ARRAY(SELECT DISTINCT ARRAY[p.oid::regprocedure::text, said[1] || '.' || coalesce(said[2], said[3])]
@@ -39,7 +43,7 @@ SELECT c.relkind::text, c.relispartition,
              WHERE (r.oid = c.relowner OR r.rolname = current_user)
                AND NOT has_schema_privilege(r.oid, c.relnamespace, 'CREATE') ORDER BY 1)
 FROM pg_class c WHERE c.oid = to_regclass(%(name)s)
-"""
+"""  # noqa: S608 - constants
 
 
 class Seen(NamedTuple):
@@ -53,6 +57,7 @@ class Seen(NamedTuple):
         granted: the columns with GRANTs of their own.
         publications: that it is in.
         is_subscribed: whether a subscription fills it.
+        decoded: replication slots whose plugin tells all tables by name.
         typed: what uses the type of its rows.
         said: a trigger function, and what it says of a row's column.
         triggers: a trigger that knows an older name otherwise, and that name.
@@ -66,6 +71,7 @@ class Seen(NamedTuple):
     granted: list[str]
     publications: list[str]
     is_subscribed: bool
+    decoded: list[str]
     typed: list[str]
     said: list[list[str]]
     triggers: list[list[str]]
@@ -106,6 +112,20 @@ def refuse_table(guard: Guard, revision: str, group: Sequence[Rename], bridge: B
             raise impossible(revision, group[0], reason, way_out)
     elif strictly:
         raise _as_postgresql(revision, f'relation "{group[0].table}" does not exist', "UndefinedTable", "42P01")
+
+
+def refuse_published(guard: Guard, bridge: Bridge) -> None:
+    """Raise RunError when somebody has put a bridged table into a publication: a subscriber knows it by its name."""
+    query = f"SELECT ARRAY({PUBLISHED}) FROM pg_class c WHERE c.oid = to_regclass(%(name)s)"  # noqa: S608 - constants
+    rows = guard.query(query, name=guard.qualified(bridge.schema, bridge.base), schema=bridge.schema)
+    if rows and rows[0][0]:
+        raise RunError(
+            f"{bridge.base} was put into the publication {', '.join(rows[0][0])} while its rename was open: with "
+            "another name its subscribers would stop.",
+            exit_code=ExitCode.FAILED,
+            kind="Published",
+            hint="Take it out of the publication, run this again, and publish it anew.",
+        )
 
 
 def impossible(revision: str, rename: Rename, reason: str, way_out: str) -> RunError:
@@ -155,6 +175,9 @@ def _reasons(guard: Guard, group: Sequence[Rename], bridge: Bridge, seen: Seen) 
         yield f"{table} is in the publication {', '.join(seen.publications)}, {carried}", ""
     if seen.is_subscribed:
         yield f"{table} is filled by a subscription, {carried}", ""
+    if seen.decoded:
+        slots = ", ".join(seen.decoded)
+        yield f"the replication slot {slots} tells its changes by the table's name, which is another one meanwhile", ""
     if seen.typed:
         yield f"{', '.join(seen.typed)} needs the type of its rows, and those of a view have another", ""
     if seen.unable:

@@ -32,6 +32,8 @@ TOKEN = re.compile(
     re.DOTALL | re.VERBOSE,
 )
 RENAMES = re.compile(r'ALTER TABLE (?:"(?:""|[^"])*"|[^\s"])+ RENAME ')
+# What an autocommit block consists of, and settings that a bridge of a rename has no use for.
+HARMLESS = re.compile(r"(COMMIT|BEGIN|SET (LOCAL |SESSION )?(lock_timeout|statement_timeout)\b.*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

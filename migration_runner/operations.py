@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
+import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,13 +23,13 @@ from sqlalchemy import Engine, event
 
 from migration_runner.bridge import Bridges
 from migration_runner.errors import RunError, wrong_use
-from migration_runner.offline import TOKEN, flat, split
+from migration_runner.offline import HARMLESS, TOKEN, flat, split
 from migration_runner.renames import Bridge, Rename
 from migration_runner.revisions import Revision
 
+# More than any revision asks that does not wait for an answer.
+MOST_QUESTIONS = 10_000
 RENAMES = re.compile(rb"new_column_name|rename_table")
-# What an autocommit block consists of, and settings that a bridge has no use for.
-HARMLESS = re.compile(r"(COMMIT|BEGIN|SET (LOCAL |SESSION )?(lock_timeout|statement_timeout)\b.*)", re.IGNORECASE)
 # Constraints and sequences: more than a column, and some of them hold the table up, or another one.
 MORE_THAN_COLUMN = re.compile(
     r"\b(CONSTRAINT|REFERENCES|CHECK|UNIQUE|PRIMARY|SERIAL|BIGSERIAL|SMALLSERIAL|IDENTITY)\b", re.IGNORECASE
@@ -101,8 +103,12 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
     context = MigrationContext.configure(dialect_name="postgresql", opts=options)
     inner, bind = Operations(context), context.connection
 
+    questions = itertools.count(1)
+
     def ask(statement: object, *_: object, **__: object) -> None:
-        """What a query asks is known, though not what it gives."""
+        """What a query asks is known, though not what it gives: who waits for that may ask for ever."""
+        if next(questions) > MOST_QUESTIONS:
+            raise _ReachesDatabaseError
         context.impl.static_output(f"{statement};")
 
     for name in ("execute", "exec_driver_sql", "scalar", "scalars"):
@@ -154,6 +160,9 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
         """Another connection, such as env.py's, would change what is only to be told."""
         raise _ReachesDatabaseError
 
+    # Operations.context would leave no proxy behind, and Alembic's own is needed again. It says what it does offline.
+    logger = logging.getLogger("alembic.runtime.migration")
+    was_disabled, logger.disabled = logger.disabled, True
     outer = alembic.op._proxy  # type: ignore[attr-defined]
     inner._install_proxy()
     event.listen(Engine, "before_cursor_execute", refuse)
@@ -167,6 +176,7 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
         recording.is_whole = False
     finally:
         event.remove(Engine, "before_cursor_execute", refuse)
+        logger.disabled = was_disabled
         outer._install_proxy()
     recording.others += [one for one in split(written.getvalue()) if not HARMLESS.fullmatch(flat(one)[0].strip())]
     return recording
@@ -177,11 +187,13 @@ class Lead:
 
     Args:
         bridges: of the database.
+        revision: that is run.
         is_bridging: whether a rename that was not seen before is refused.
     """
 
-    def __init__(self, bridges: Bridges, *, is_bridging: bool) -> None:
+    def __init__(self, bridges: Bridges, revision: str, *, is_bridging: bool) -> None:
         self._bridges = bridges
+        self._revision = revision
         self._found = bridges.open_bridges()
         self._is_bridging = is_bridging
         self._is_own = False
@@ -241,7 +253,7 @@ class Lead:
 
     def _rename(self, operations: Operations, operation: Any, original: Callable[..., Any]) -> Any:
         if self._is_bridging and (isinstance(operation, RenameTableOp) or _is_rename(operation)):
-            raise mixed(None)
+            raise mixed(self._revision)
         return original(operations, operation)
 
 
@@ -251,12 +263,11 @@ def _led(operation: Any, bridge: Bridge, table: str) -> Any:
     return other
 
 
-def mixed(revision: str | None) -> RunError:
+def mixed(revision: str) -> RunError:
     """Why a revision that renames, and does something else too, is not run."""
-    which = revision or "A revision"
     error = wrong_use(
         "MixedRename",
-        f"{which} renames a column or a table, and does something else too: only a revision of renames alone can be "
+        f"{revision} renames a column or a table, and does something else too: only a revision of renames alone can be "
         "bridged.",
         "Put the renames into a revision of their own; or write bridge = False into it, for plain renames, which fail "
         "the older release's requests until its tasks are gone.",

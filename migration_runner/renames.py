@@ -133,7 +133,8 @@ def still_open(name: str, rename: Rename) -> RunError:
     return wrong_use(
         "NameStillOpen",
         f"The rename {rename} can't be bridged: an older release still uses the name {name} for something else.",
-        "Finish the open renames first: python -m migration_runner contract. Then run this again.",
+        "Deploy a release without this rename first, whose contract finishes the open ones. Or, once no task of an "
+        "older release is left, run: python -m migration_runner contract.",
     )
 
 

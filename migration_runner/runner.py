@@ -199,7 +199,7 @@ class Run:
             passes = request.command in ("upgrade", "contract") and self._may_pass(project.bridges, ledger, current)
             if passes:
                 return Journey(None, None)
-            check_known(revisions, current)
+            self._check_known(project.bridges, ledger, current)
             target = destination(request, revisions, current)
             result.target = target or BASE
             if service:
@@ -275,6 +275,19 @@ class Run:
             is_bridged=request.contract_follows and request.command == "upgrade" and bool(current),
             contracted=frozenset(contracted),
         )
+
+    def _check_known(self, bridges: Bridges, ledger: Ledger, current: Collection[str]) -> None:
+        """Refuse a newer schema; when only renames that were contracted make it newer, they can be opened again."""
+        try:
+            check_known(self._revisions, current)
+        except RunError as error:
+            newer = set(ledger.applied_at()) - {one.revision for one in self._revisions}
+            if error.exit_code is ExitCode.AHEAD and newer and newer <= {one.revision for one in bridges.recorded()}:
+                error.hint = (
+                    "Only renames make it newer. Let a task of the newer image run: python -m migration_runner reopen "
+                    f"{head(self._revisions)}. Then this release may pass."
+                )
+            raise
 
     def _may_pass(self, bridges: Bridges, ledger: Ledger, current: Collection[str]) -> bool:
         """Whether an older release can live with a newer schema: all that it does not know is renames, and all open."""

@@ -23,8 +23,7 @@ from typing import Any, NamedTuple
 import psycopg2.extensions
 
 from migration_runner.errors import RunError, wrong_use
-from migration_runner.offline import Script, Statement, flat, write_sql
-from migration_runner.operations import HARMLESS
+from migration_runner.offline import HARMLESS, Script, Statement, flat, write_sql
 from migration_runner.renames import Rename
 from migration_runner.revisions import Revision, read_revisions
 

@@ -29,6 +29,7 @@ from tests.e2e.world import World
 
 pytestmark = pytest.mark.e2e
 
+ALL_COMMANDS = "upgrade, contract, reopen, downgrade, stamp, status, plan, history"
 SCRIPT = CLONE / "run_migration_ecs.sh"
 CREATED, RENAMED = "48871d03964b", "49871d03964c"
 GROUP = "/ecs/dev/migration-task"
@@ -484,7 +485,7 @@ def assert_refused(ended: Ended, exit_code: int, sentence: str) -> None:
         (["dev", "west"], "REGION is 'west', but must be a region such as us-west-2."),
         (
             ["dev", REGION, "migrate"],
-            "COMMAND is 'migrate', but must be one of: upgrade, contract, reopen, downgrade, stamp, status, plan, history.",
+            f"COMMAND is 'migrate', but must be one of: {ALL_COMMANDS}.",
         ),
         (["dev", REGION, "downgrade"], "downgrade needs a revision: one of `history`, -1 for one step back, or base."),
         (["dev", REGION, "reopen"], "reopen needs a revision: the newest one of the older release, or base."),
@@ -494,7 +495,7 @@ def assert_refused(ended: Ended, exit_code: int, sentence: str) -> None:
         *(
             (
                 ["dev", REGION, command],
-                f"COMMAND is '{command}', but must be one of: upgrade, contract, reopen, downgrade, stamp, status, plan, history.",
+                f"COMMAND is '{command}', but must be one of: {ALL_COMMANDS}.",
             )
             for command in ("status plan", "", "-1")
         ),
