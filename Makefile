@@ -52,7 +52,7 @@ test: lint synth tests ## lint, synth and the tests: what a clean clone passes i
 tests: $(READY) ## pytest alone
 	.venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
-slow: $(READY) ## the tests of `make tour` and of a whole Prod, which CI runs beside the others
+slow: $(READY) ## the longest stories, which CI runs beside the others: renames, rollbacks, the tour, a whole Prod
 	.venv/bin/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: $(READY) ## time the runner next to its peers: ten to twenty minutes

@@ -13,7 +13,7 @@ import pytest
 from local_aws import application, release
 from tests.e2e.world import MIGRATION, Deployment, State, World
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 OLD, NEW = "48871d03964b", "49871d03964c"
 

@@ -159,7 +159,7 @@ def disturbed(database: Database, project: Project, command: str, how: str, mome
 def test_whatever_ends_a_run_no_client_meets_an_error_and_one_more_run_ends_at_the_schema_of_plain_migrations(
     shop: Database, postgres: Postgres, renames: Project
 ) -> None:
-    kills, seed = int(os.environ.get("KILLS", "8")), int(os.environ.get("SEED", secrets.randbelow(10**6)))
+    kills, seed = int(os.environ.get("KILLS", "4")), int(os.environ.get("SEED", secrets.randbelow(10**6)))
     print(f"SEED={seed}")
     chance = random.Random(seed)
     newest, oldest = plain_schemas(postgres, shop, renames)
@@ -335,6 +335,7 @@ def test_a_session_that_never_ends_is_named_when_the_wait_is_over_and_nothing_ha
         assert migrate(shop, *COMMANDS[command], project=renames.path).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_a_vacuum_names_it_and_holds_up_nobody(shop: Database, renames: Project) -> None:
     shop.rows("INSERT INTO parents (name) SELECT 'parent' || n FROM generate_series(1, 20000) n")
     with closing(shop.connect()) as session, session.cursor() as cursor, ThreadPoolExecutor(1) as pool:
@@ -354,6 +355,7 @@ def test_a_run_that_waits_for_a_vacuum_names_it_and_holds_up_nobody(shop: Databa
     assert waited == []
 
 
+@pytest.mark.slow
 def test_an_autovacuum_gives_way(shop: Database, postgres: Postgres, renames: Project) -> None:
     # given an autovacuum that would take minutes
     with closing(postgres.connect()) as session, session.cursor() as cursor:
