@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-from aws_cdk import Aspects, CustomResource, Duration, IAspect, Reference, Stack, Tokenization
+import jsii
+from aws_cdk import (
+    Annotations,
+    Aspects,
+    CfnResource,
+    CustomResource,
+    Duration,
+    IAspect,
+    IStableAnyProducer,
+    Lazy,
+    Reference,
+    Stack,
+    Tokenization,
+)
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct, IConstruct
 
-from constructs_lib.ordering import FollowAll
+from constructs_lib.migration_trigger import MigrationTrigger
+from constructs_lib.ordering import FollowAll, outermost_stack, runs_code
 
 # After the aspects that add something to the stack: what they add is waited for too.
 LAST = 999
+NOT_WAITED_FOR = "constructs_lib:the-contract-does-not-wait"
 
 
 class MigrationContract(Construct):
@@ -28,7 +43,7 @@ class MigrationContract(Construct):
         properties: of the migration's request, as far as they are the contract's too.
         cluster: of the migration.
         family: of the migration's task definition.
-        services: of which no older task may be left.
+        constructs: the services of which no older task may be left, or what holds them; it may get more of them later.
         required: whether a contract that stays open fails the deployment.
         service_timeout: how long CloudFormation waits for an answer.
     """
@@ -43,7 +58,7 @@ class MigrationContract(Construct):
         properties: Mapping[str, Any],
         cluster: ecs.ICluster,
         family: str,
-        services: Sequence[ecs.CfnService],
+        constructs: Sequence[Construct],
         required: bool,
         service_timeout: Duration,
     ) -> None:
@@ -65,26 +80,47 @@ class MigrationContract(Construct):
                 **properties,
                 **own,
                 "Command": ["python", "-m", "migration_runner", "contract"],
-                "Services": [
-                    {
-                        "Cluster": _cluster_arn(service),
-                        "Service": service.ref,
-                        "TaskDefinition": service.task_definition,
-                    }
-                    for service in services
-                ],
+                "Services": Lazy.any(cast(IStableAnyProducer, _Services(self, constructs))),
                 "Required": required,
             },
         )
         # In the role's own policy, on which the migration depends and so the services, they would be a cycle.
-        policy = iam.Policy(
-            self,
-            "Policy",
-            roles=[cast(iam.IRole, function.role)],
-            statements=_statements(services, cluster=cluster, family=family, stack=Stack.of(self), apart=apart),
-        )
+        policy = iam.Policy(self, "Policy", roles=[cast(iam.IRole, function.role)])
+        if apart:
+            policy.add_statements(
+                iam.PolicyStatement(
+                    actions=["cloudformation:DescribeStacks", "cloudformation:DescribeStackEvents"],
+                    resources=[Stack.of(self).stack_id],
+                )
+            )
         self.resource.node.add_dependency(migration, policy)
-        Aspects.of(Stack.of(self)).add(cast(IAspect, FollowAll(self.resource)), priority=LAST)
+
+        def when_all_is_there() -> None:
+            policy.add_statements(*_statements(services_of(constructs), cluster=cluster))
+            _warn_of_what_is_not_waited_for(constructs)
+
+        Aspects.of(Stack.of(self)).add(cast(IAspect, FollowAll(self.resource, when_all_is_there)), priority=LAST)
+
+
+@jsii.implements(IStableAnyProducer)
+class _Services:
+    """What the contract's function is told of the services that are there at synth."""
+
+    def __init__(self, contract: Construct, constructs: Sequence[Construct]) -> None:
+        self._stack = outermost_stack(contract).node.path
+        self._constructs = constructs
+
+    def produce(self) -> list[dict[str, Any]]:
+        """The property of the contract, as CDK asks for it."""
+        return [
+            {"Cluster": _cluster_arn(one), "Service": one.ref, **self._task_definition(one)}
+            for one in services_of(self._constructs)
+        ]
+
+    def _task_definition(self, service: ecs.CfnService) -> dict[str, Any]:
+        # It changes with each release, so no other stack may import it; one that is nested is only given it.
+        beside = outermost_stack(service).node.path == self._stack
+        return {"TaskDefinition": service.task_definition} if beside else {}
 
 
 def services_of(constructs: Sequence[Construct]) -> list[ecs.CfnService]:
@@ -138,9 +174,19 @@ def _cluster_arn(service: ecs.CfnService) -> str:
     return Stack.of(service).format_arn(service="ecs", resource="cluster", resource_name=name)
 
 
-def _statements(
-    services: Sequence[ecs.CfnService], *, cluster: ecs.ICluster, family: str, stack: Stack, apart: bool
-) -> list[iam.PolicyStatement]:
+def _warn_of_what_is_not_waited_for(constructs: Sequence[Construct]) -> None:
+    for node in [node for construct in constructs for node in construct.node.find_all()]:
+        ours = any(isinstance(scope, MigrationTrigger) for scope in node.node.scopes)
+        if runs_code(node) and not isinstance(node, ecs.CfnService) and not ours:
+            Annotations.of(node).add_warning_v2(
+                NOT_WAITED_FOR,
+                f"the contract does not wait for {node.node.path!r}, {cast(CfnResource, node).cfn_resource_type}: what "
+                "it runs may still ask for older names. Let it use none of them, or see that it rests until the "
+                "deployment is done.",
+            )
+
+
+def _statements(services: Sequence[ecs.CfnService], *, cluster: ecs.ICluster) -> list[iam.PolicyStatement]:
     statements = [iam.PolicyStatement(actions=["ecs:DescribeServices"], resources=[one.ref for one in services])]
     others = {_cluster_arn(one): one for one in services if not _runs_in(one, cluster)}
     for arn, service in others.items():
@@ -152,16 +198,6 @@ def _statements(
         statements += [
             iam.PolicyStatement(actions=["ecs:ListTasks"], resources=["*"], conditions=in_cluster),
             iam.PolicyStatement(actions=["ecs:DescribeTasks"], resources=[tasks], conditions=in_cluster),
-        ]
-    if apart:
-        newest = stack.format_arn(service="ecs", resource="task-definition", resource_name=family)
-        in_cluster = {"ArnEquals": {"ecs:cluster": cluster.cluster_arn}}
-        statements += [
-            iam.PolicyStatement(actions=["ecs:RunTask"], resources=[newest], conditions=in_cluster),
-            iam.PolicyStatement(
-                actions=["cloudformation:DescribeStacks", "cloudformation:DescribeStackEvents"],
-                resources=[stack.stack_id],
-            ),
         ]
     return statements
 

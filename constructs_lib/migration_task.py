@@ -112,7 +112,8 @@ class MigrationTask(Construct):
             folder has in the image, otherwise root's.
             https://docs.aws.amazon.com/AmazonECS/latest/developerguide/bind-mounts.html
         timeout: how long the task may run, from 1 to 55 minutes, 30 by default; then it is stopped. No token. From 5
-            minutes with OnRollback.DOWNGRADE.
+            minutes with OnRollback.DOWNGRADE. Of the contract's, four fifths are for waiting until older tasks have
+            stopped: more than the services take to deploy and to drain.
         on_rollback: OnRollback.KEEP by default. OnRollback.DOWNGRADE is for Alembic with the default ``command``. The
             release that rolls back decides: its image has the files. It undoes only what its own deployment has
             applied, and keeps anything else, with an alarm. It counts from the deployment after the one that brings a
@@ -353,12 +354,15 @@ class MigrationTask(Construct):
         return self._metric("Duration", "Maximum", period)
 
     def metric_open_contracts(self, period: Duration | None = None) -> cloudwatch.Metric:
-        """Whether deployments have left the contract open: 1, or 0 for one that is closed.
+        """Whether the contract is open: 1, or 0 once it is closed; each answer of a deployment or a rollback tells.
+
+        An upgrade that opens names tells 1, and the contract of the same deployment 0. So what was left open is where
+        the lowest of a longer period is 1.
 
         Args:
-            period: of which the highest counts; five minutes by default.
+            period: of which the lowest counts, longer than a deployment takes; an hour by default.
         """
-        return self._metric("OpenContracts", "Maximum", period)
+        return self._metric("OpenContracts", "Minimum", period or Duration.hours(1))
 
     def _metric(self, name: str, statistic: str, period: Duration | None) -> cloudwatch.Metric:
         resource = cast(CfnResource, self._resource.node.default_child)
@@ -422,9 +426,15 @@ class MigrationTask(Construct):
         and applies these revisions. When that can't be done, both names go on working, the deployment succeeds, the
         metrics and the topic tell, and the next deployment does it. A rollback opens the names again.
 
+        The wait and the contract's task share the migration's ``timeout``, of which the last fifth is the task's. A
+        deployment that removes or replaces a service leaves the contract open, also a required one: CloudFormation
+        deletes that service only after it. So does one with other migrations that changes the task definition of no
+        service: then older code may still run. A service in another stack than the contract is not looked at for that.
+
         Args:
-            services: all ECS services that use the database, or constructs that hold them, with the rolling or the
-                blue/green deployments of ECS itself.
+            services: all ECS services that use the database, or constructs that hold them, also those that are added
+                to them later, with the rolling or the blue/green deployments of ECS itself. What else runs code in
+                such a construct is not waited for, of which a warning tells.
             required: whether a contract that stays open fails the deployment; false by default.
             scope: where the contract's resource is made, as ``NAMEContract`` with the migration's NAME. Default:
                 beside the migration, or in the stack of the services. Needed for services in several stacks, in the
@@ -451,7 +461,7 @@ class MigrationTask(Construct):
             },
             cluster=self._cluster,
             family=self.task_definition.family,
-            services=found,
+            constructs=services,
             required=required,
             service_timeout=self._service_timeout,
         )

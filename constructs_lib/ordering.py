@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import jsii
@@ -11,7 +13,7 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_rds as rds
 from aws_cdk import aws_secretsmanager as secretsmanager
-from constructs import IConstruct
+from constructs import Construct, IConstruct
 
 ROUTES = (
     ec2.CfnNatGateway,
@@ -21,6 +23,8 @@ ROUTES = (
     ec2.CfnSubnetRouteTableAssociation,
     ec2.CfnVPCEndpoint,
 )
+# ${Name} and ${Name.Attribute}, but not ${!Literal}.
+SUBSTITUTED = re.compile(r"\$\{([^!.}][^.}]*)")
 RUNS_CODE = (
     "AWS::AppRunner::Service",
     "AWS::AutoScaling::AutoScalingGroup",
@@ -156,60 +160,87 @@ class FollowAll:
     What waits for the contract itself is left out, whether it says so or refers to it: that would be a cycle.
     """
 
-    def __init__(self, contract: CustomResource) -> None:
+    def __init__(self, contract: CustomResource, when_all_is_there: Callable[[], None]) -> None:
         self._contract = contract
+        self._when_all_is_there = when_all_is_there
         self._stack = Stack.of(contract)
+        self._stack_path = self._stack.node.path
         self._last = ""
 
     def visit(self, node: IConstruct) -> None:
         """Called for each construct of the stack, the stack itself first."""
-        if node.node.path == self._stack.node.path:
+        path = _path(node)
+        if path == self._stack_path:
             last: IConstruct = self._stack
             while children := last.node.children:
                 last = children[-1]
-            self._last = last.node.path
+            self._last = _path(last)
         # Not before: CDK keeps what a value is resolved to, and aspects may still change what comes after this one.
-        if node.node.path == self._last:
+        if path == self._last:
+            self._when_all_is_there()
             self._follow()
 
     def _follow(self) -> None:
-        resources = [
-            cast(CfnResource, node) for node in self._stack.node.find_all() if CfnResource.is_cfn_resource(node)
-        ]
-        waiting = self._waiting(resources)
-        for resource in resources:
-            if Stack.of(resource).node.path == self._stack.node.path and resource.node.path not in waiting:
-                self._contract.node.add_dependency(resource)
+        constructs = {_path(node): node for node in self._stack.node.find_all()}
+        stacks = {path: node for path, node in constructs.items() if isinstance(node, Stack)}
+        inner = {path: stack for path, stack in stacks.items() if path != self._stack_path}
+        resources = {path: node for path, node in constructs.items() if isinstance(node, CfnResource)}
+        waiting = self._waiting(constructs, resources, inner)
+        own = [path for path in resources if not any(_holds(stack, path) for stack in inner)]
+        self._contract.node.add_dependency(*[resources[path] for path in own if path not in waiting])
 
-    def _waiting(self, resources: Sequence[CfnResource]) -> set[str]:
-        """The paths of the contract, and of what waits for it; of a nested stack that holds such a resource, too."""
-        contract = cast(CfnResource, self._contract.node.default_child)
-        waiting: dict[str, str] = {contract.node.path: self._stack.resolve(contract.logical_id)}
-        needs = {one.node.path: _explicit_needs(one) for one in resources}
-        mentions = {one.node.path: set(_mentioned(Stack.of(one).resolve(one._cfn_properties))) for one in resources}
-        known = 0
-        while known < len(waiting):
-            known = len(waiting)
-            for one in resources:
-                path = one.node.path
-                told = any(f"{other}/".startswith(f"{need}/") for need in needs[path] for other in waiting)
-                if told or mentions[path] & set(waiting.values()):
-                    waiting.update({part.node.path: self._stack.resolve(part.logical_id) for part in self._around(one)})
-        return set(waiting)
+    def _waiting(
+        self,
+        constructs: Mapping[str, IConstruct],
+        resources: Mapping[str, CfnResource],
+        inner: Mapping[str, Stack],
+    ) -> set[str]:
+        """The paths of the contract, and of what waits for it; of a nested stack that holds such a resource, too.
 
-    def _around(self, resource: CfnResource) -> Iterator[CfnResource]:
-        """The resource, and those of the nested stacks that hold it, up to the contract's own stack."""
-        yield resource
-        stack = Stack.of(resource)
-        while stack.node.path != self._stack.node.path and (nested := stack.nested_stack_resource):
-            yield nested
-            stack = Stack.of(nested)
+        Args:
+            constructs: all of the stack, by their paths.
+            resources: those among them.
+            inner: the stacks among them, nested ones as a rule.
+        """
+        contract = _path(cast(IConstruct, self._contract.node.default_child))
+        told, mentioned = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+        for path, node in constructs.items():
+            for need in node.node.dependencies:
+                told[_path(need)].add(path)
+        for path, resource in resources.items():
+            for other in resource.obtain_dependencies():
+                told[_path(other)].add(path)
+            if path != contract:
+                for name in _mentioned(self._stack.resolve(resource._cfn_properties)):
+                    mentioned[name].add(path)
+        around = {path: _path(nested) for path, stack in inner.items() if (nested := stack.nested_stack_resource)}
+        waiting: set[str] = set()
+        reached = [contract]
+        while reached:
+            path = reached.pop()
+            if path in waiting:
+                continue
+            waiting.add(path)
+            holders = {follower for scope in _scopes(path) for follower in told.get(scope, ())}
+            reached += [one for one in resources if any(_holds(holder, one) for holder in holders)]
+            reached += mentioned.get(self._stack.resolve(resources[path].logical_id), ())
+            reached += [resource for stack, resource in around.items() if _holds(stack, path)]
+        return waiting
 
 
-def _explicit_needs(resource: CfnResource) -> set[str]:
-    """The paths of the constructs that the resource, or a construct around it, is told to wait for."""
-    told = [need for scope in resource.node.scopes for need in scope.node.dependencies]
-    return {need.node.path for need in (*told, *resource.obtain_dependencies())}
+def _path(node: IConstruct) -> str:
+    # One call to CDK's process, where node.path is two; there are some for each construct of the stack.
+    return cast(Construct, node).to_string()
+
+
+def _scopes(path: str) -> list[str]:
+    """The paths of the construct and of those around it."""
+    parts = path.split("/")
+    return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]
+
+
+def _holds(scope: str, path: str) -> bool:
+    return f"{path}/".startswith(f"{scope}/")
 
 
 def _mentioned(value: object) -> Iterator[str]:
@@ -217,6 +248,13 @@ def _mentioned(value: object) -> Iterator[str]:
     match value:
         case {"Ref": str(name)} | {"Fn::GetAtt": [str(name), *_]}:
             yield name
+        case {"Fn::GetAtt": str(name)}:
+            yield name.partition(".")[0]
+        case {"Fn::Sub": str(text)}:
+            yield from SUBSTITUTED.findall(text)
+        case {"Fn::Sub": [str(text), *variables]}:
+            yield from SUBSTITUTED.findall(text)
+            yield from _mentioned(variables)
         case dict():
             for part in value.values():
                 yield from _mentioned(part)

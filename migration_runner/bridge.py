@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from migration_runner.errors import ExitCode, RunError
 from migration_runner.failures import failure
 from migration_runner.guard import Guard, blocker
 from migration_runner.ledger import EXISTS
-from migration_runner.obstacles import refuse_published, refuse_table, refuse_version
+from migration_runner.obstacles import cannot_reopen, refuse_published, refuse_reopen, refuse_table, refuse_version
 from migration_runner.patience import Limits, Sampler, locked_out
 from migration_runner.renames import SUFFIX, Bridge, Recorded, Rename, bridges, groups
 from migration_runner.report import Report
@@ -36,9 +37,9 @@ ASK_AGAIN_SECONDS = 1.0
 CONNECT_SECONDS = 10
 
 READ = """
-SELECT revision, position, table_schema, table_name, old_name, new_name, of_table,
+SELECT version_table, revision, position, table_schema, table_name, old_name, new_name, of_table,
        closed_at IS NOT NULL, reverted_at IS NOT NULL
-FROM migration_runner.renames WHERE version_table = %(version_table)s ORDER BY id
+FROM migration_runner.renames ORDER BY id
 """
 OPENED = """
 INSERT INTO migration_runner.renames
@@ -53,6 +54,22 @@ CLOSED = f"UPDATE migration_runner.renames SET closed_at = now() {ONE}"  # noqa:
 FORGOTTEN = f"DELETE FROM migration_runner.renames {ONE}"  # noqa: S608
 REVERTED = f"UPDATE migration_runner.renames SET reverted_at = now() {ONE}"  # noqa: S608
 
+# By the catalog alone: who asks may have no rights in a schema of another version table's.
+KINDS_OF = """
+SELECT relname::text, relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE nspname = %(schema)s AND relname = ANY (%(names)s) AND relkind NOT IN ('i', 'I')
+"""
+# Views as a bridge has them: who else would make one of its own name's base, with the rights of whoever reads it?
+STANDING = f"""
+SELECT DISTINCT n.nspname::text, v.relname::text
+FROM pg_class v JOIN pg_namespace n ON n.oid = v.relnamespace JOIN pg_rewrite r ON r.ev_class = v.oid
+     JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid
+     JOIN pg_class b ON d.refclassid = 'pg_class'::regclass AND b.oid = d.refobjid
+WHERE v.relkind = 'v' AND 'security_invoker=true' = ANY (v.reloptions) AND b.relkind IN ('r', 'p')
+  AND b.relnamespace = v.relnamespace AND b.relname = v.relname || '{SUFFIX}'
+  AND EXISTS (SELECT attname FROM pg_attribute WHERE attrelid = v.oid
+              EXCEPT SELECT attname FROM pg_attribute WHERE attrelid = b.oid) ORDER BY 1, 2
+"""  # noqa: S608 - constant
 # Where a name without a schema leads to.
 SCHEMA_OF = """
 SELECT nspname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -76,12 +93,23 @@ SELECT (SELECT array_agg(ARRAY[attname::text, quote_ident(attname), quote_litera
                AND defaclrole = (SELECT oid FROM pg_roles WHERE rolname = current_user))
 FROM pg_class c WHERE c.oid = to_regclass(%(table)s)
 """
+# Who granted it does not matter: what is made of the table has it from its maker.
+RIGHTS = """
+SELECT NULL, coalesce(quote_ident(r.rolname), 'PUBLIC'), privilege_type, bool_or(is_grantable)
+FROM pg_class c, aclexplode(coalesce(relacl, acldefault('r', relowner))) LEFT JOIN pg_roles r ON r.oid = grantee
+WHERE c.oid = to_regclass(%(name)s) GROUP BY 1, 2, 3
+UNION ALL
+SELECT attname::text, coalesce(quote_ident(r.rolname), 'PUBLIC'), privilege_type, bool_or(is_grantable)
+FROM pg_attribute, aclexplode(attacl) LEFT JOIN pg_roles r ON r.oid = grantee
+WHERE attrelid = to_regclass(%(name)s) AND NOT attisdropped GROUP BY 1, 2, 3
+"""
 # What is made of it by name, or of it alone.
 USERS = """
-SELECT DISTINCT CASE v.relkind WHEN 'm' THEN 'materialized view ' ELSE 'view ' END || v.oid::regclass, false
+SELECT DISTINCT CASE v.relkind WHEN 'm' THEN 'materialized view ' WHEN 'v' THEN 'view ' ELSE 'a rule of ' END
+                || v.oid::regclass, false
 FROM pg_depend d JOIN pg_rewrite r ON r.oid = d.objid JOIN pg_class v ON v.oid = r.ev_class
 WHERE d.classid = 'pg_rewrite'::regclass AND d.refclassid = 'pg_class'::regclass
-  AND d.refobjid = to_regclass(%(name)s) AND v.oid <> ALL (%(views)s::regclass[])
+  AND d.refobjid = to_regclass(%(name)s) AND v.oid <> ALL (%(views)s::regclass[]) AND v.oid <> d.refobjid
 UNION
 SELECT 'function ' || p.oid::regprocedure, true FROM pg_proc p JOIN pg_namespace n ON n.oid = p.pronamespace
 WHERE n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_%%'
@@ -136,6 +164,10 @@ LOCKED = "SELECT set_config('migration_runner.locked', clock_timestamp()::text, 
 LOCKED_MS = """
 SELECT round(extract(epoch FROM clock_timestamp() - current_setting('migration_runner.locked')::timestamptz) * 1000, 1)
 """
+
+WITH_OPTION = " WITH GRANT OPTION"
+# The letters of PostgreSQL's for them.
+TABLES = ("r", "p")
 
 Query = Callable[..., Sequence[Any]]
 
@@ -196,17 +228,67 @@ class Bridges:
 
     def recorded(self) -> list[Recorded]:
         """Every rename that was bridged, in that order."""
+        return self._all().get(self._version_table, [])
+
+    def _all(self) -> dict[str, list[Recorded]]:
+        """The same, by version table."""
         if not self._guard.query(EXISTS)[0][0]:
-            return []
-        rows = self._guard.query(READ, version_table=self._version_table)
-        return [
-            Recorded(revision, position, Rename(schema, table, old, new, of_table), is_closed, is_reverted)
-            for revision, position, schema, table, old, new, of_table, is_closed, is_reverted in rows
-        ]
+            return {}
+        found: dict[str, list[Recorded]] = {}
+        for version_table, revision, position, schema, table, old, new, of_table, *is_over in self._guard.query(READ):
+            rename = Rename(schema, table, old, new, of_table)
+            found.setdefault(version_table, []).append(Recorded(revision, position, rename, *is_over))
+        return found
 
     def open_bridges(self) -> list[Bridge]:
         """Those that are there now."""
         return [one for one in bridges_of(self.recorded()).values() if one.views]
+
+    def open_bridges_of_others(self) -> list[Bridge]:
+        """Those of the other version tables in this database."""
+        others = [known for version_table, known in self._all().items() if version_table != self._version_table]
+        return [one for known in others for one in bridges_of(known).values() if one.views]
+
+    def damage(self, *, before_contract: bool = False) -> list[str]:
+        """Where the catalog and the records of open renames disagree, each in a sentence.
+
+        Args:
+            before_contract: leave out what a contract gets over.
+        """
+        found = self._damage(before_contract=before_contract)
+        # Records and catalog are read one after the other, while a runner of another version table may be at it.
+        return [one for one in self._damage(before_contract=before_contract) if one in found] if found else []
+
+    def _damage(self, *, before_contract: bool) -> list[str]:
+        standing = self._guard.query(STANDING)
+        own = self.open_bridges()
+        covered = {(one.schema, name) for one in [*own, *self.open_bridges_of_others()] for name in one.views}
+        told = []
+        for bridge in own:
+            kinds = self._kinds(bridge)
+            if before_contract and (_is_contracted(bridge, kinds) or _can_contract(bridge, kinds)):
+                continue
+            if kinds.get(bridge.base) not in TABLES:
+                told.append(f"The table {bridge.schema}.{bridge.base} is gone, whose older names are open.")
+            told += [
+                f"The view {bridge.schema}.{view} is gone, through which {bridge.base} has its older names."
+                for view in bridge.views
+                if kinds.get(view) != "v"
+            ]
+        return [
+            *told,
+            *(
+                f"The view {schema}.{view} stands for {view}{SUFFIX}, but no rename is recorded as open there: restore "
+                "the records, or drop the view and give the table its name once no task of an older release is left."
+                for schema, view in standing
+                if (schema, view) not in covered
+            ),
+        ]
+
+    def _kinds(self, bridge: Bridge) -> dict[str, str]:
+        """What PostgreSQL has under each name of a bridge."""
+        names = [*bridge.names, bridge.table]
+        return dict(self._guard.query(KINDS_OF, schema=bridge.schema, names=names))
 
     def schema_of(self, table: str) -> str:
         """The schema of a table that is named without one; the first of the search path when there is no such table."""
@@ -312,9 +394,20 @@ class Bridges:
             known = self.recorded()
             members = [one for one in _of(bridge, known) if one.is_open and one.revision in revisions]
             if members:
-                refuse_published(self._guard, bridge)
                 left = [one._replace(is_closed=True) if one in members else one for one in known]
-                self._switch("migration.contracted", known, left, [(CLOSED, one) for one in members])
+                kinds = self._kinds(bridge)
+                by_hand = _is_contracted(bridge, kinds)
+                if by_hand or any(view not in kinds for view in bridge.views):
+                    self._report.event(
+                        "migration.changed_by_hand",
+                        f"{bridge.schema}.{bridge.table}: somebody has taken away by hand what its older names were: "
+                        "what is left of them goes now.",
+                        table=f"{bridge.schema}.{bridge.table}",
+                    )
+                if not by_hand:
+                    refuse_published(self._guard, bridge)
+                now = replace(bridge, columns={}) if by_hand else bridge
+                self._switch("migration.contracted", known, left, [(CLOSED, one) for one in members], now=now)
 
     def reopen(self, revisions: Collection[str]) -> None:
         """Let the older names work again after a contract.
@@ -323,14 +416,32 @@ class Bridges:
             revisions: whose renames are opened again.
 
         Raises:
-            RunError: a renamed column or table is gone, or a lock was not free in time.
+            RunError: something stands against it, or a lock was not free in time.
         """
+        self._look_before_reopen(revisions)
         for bridge in bridges_of(self.recorded()).values():
             known = self.recorded()
             members = [one for one in _of(bridge, known) if one.is_closed and one.revision in revisions]
             if members:
                 opened = [one._replace(is_closed=False) if one in members else one for one in known]
                 self._switch("migration.reopened", known, opened, [(OPENED, one) for one in members])
+
+    def _look_before_reopen(self, revisions: Collection[str]) -> None:
+        """All of it, before the first table is locked."""
+        known = self.recorded()
+        for key, bridge in bridges_of(known).items():
+            members = [one for one in _of(bridge, known) if one.is_closed and one.revision in revisions]
+            if not members:
+                continue
+            known = [one._replace(is_closed=False) if one in members else one for one in known]
+            try:
+                after = bridges_of(known)[key]
+            except RunError:
+                raise cannot_reopen(
+                    f"The older names of {bridge.schema}.{bridge.table} can't all work again: a later rename has given "
+                    "one of them another meaning."
+                ) from None
+            refuse_reopen(self._guard, bridge, after)
 
     @contextmanager
     def apart(self, bridge: Bridge, query: Query) -> Iterator[None]:
@@ -345,6 +456,7 @@ class Bridges:
         back = f"ALTER TABLE {table} RENAME TO {self._guard.quoted(bridge.base)}"
         is_away = bridge.base != bridge.table
         views = [f"DROP VIEW {self._named(bridge, view)}" for view in bridge.views]
+        self._refuse_other_rights(bridge, query)
         query("; ".join([self.lock(bridge), *views, *([renaming] if is_away else [])]))
         yield
         query("; ".join([*([back] if is_away else []), *self._views(bridge, query, table)]))
@@ -403,11 +515,13 @@ class Bridges:
         known: Sequence[Recorded],
         then: Sequence[Recorded],
         records: Sequence[tuple[str, Recorded]],
+        *,
+        now: Bridge | None = None,
     ) -> None:
         """Let the older names of one table go, or come back; what the table and its columns are called now stays."""
         before, after = bridges_of(known), bridges_of(then)
         (key,) = [key for key, bridge in after.items() if bridge != before[key]]
-        self._carry_out(Move(event, before[key], after[key], [], records))
+        self._carry_out(Move(event, now or before[key], after[key], [], records))
 
     def _carry_out(self, move: Move) -> None:
         """One transaction, tried again while somebody is in its way."""
@@ -472,18 +586,18 @@ class Bridges:
         table = self._named(before, before.base)
         # What others have committed while they were waited for is to be seen, whatever the role's own default is.
         begin = ["BEGIN ISOLATION LEVEL READ COMMITTED"]
-        if self._limits.deadline is not None:
-            begin.append(f"SET LOCAL statement_timeout = '{max(1, int(self._limits.left * 1000))}ms'")
+        # A role's own setting is not for this; 0 is none.
+        left = 0 if self._limits.deadline is None else max(1, int(self._limits.left * 1000))
+        begin.append(f"SET LOCAL statement_timeout = '{left}ms'")
         found = query(LOCKABLE, names=[table])
         if not found:
-            raise cannot_reopen(
-                f"There is no table {before.schema}.{before.base} any more, so its older names can't work."
-            )
+            raise damaged(f"{before.schema}.{before.table} has open renames, but there is no table {before.base}.")
+        self._refuse_other_rights(before, query)
         ((_, owner, may_lock),) = found
         if may_lock:
             begin.append(APART.format(table=table))
         # One after the other: LOCK TABLE of a view would wait for its table as long again.
-        locks = [f"DROP VIEW {self._named(before, view)}" for view in before.views]
+        locks = [f"DROP VIEW IF EXISTS {self._named(before, view)}" for view in before.views]
         locks.append(
             f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE" if may_lock else f"ALTER TABLE {table} OWNER TO {owner}"
         )
@@ -527,12 +641,9 @@ class Bridges:
         # For UPDATE ... SET column = DEFAULT. A column that is there twice would get two values from an INSERT.
         alone = {name: default for name, _, _, default in columns if default and name not in bridge.columns.values()}
         for old, new in bridge.columns.items():
-            table = f"{bridge.schema}.{bridge.table}"
-            if new not in by_name:
-                raise cannot_reopen(f"{table} has no column {new} any more, so its older name {old} can't work.")
-            if old in by_name:
-                raise cannot_reopen(
-                    f"{table} has another column {old} by now, so this can't be the older name of {new}."
+            if new not in by_name or old in by_name:
+                raise damaged(
+                    f"{bridge.schema}.{bridge.table} must have a column {new} and no other {old}, for its open rename."
                 )
             shown.append((quoted(old), by_name[new], comments[new]))
         selected = ", ".join(name if name == of else f"{of} AS {name}" for name, of, _ in shown)
@@ -562,6 +673,40 @@ class Bridges:
             steps += [f"COMMENT ON VIEW {view} IS {comment}"] if comment else []
             steps += [f"COMMENT ON COLUMN {view}.{name} IS {about}" for name, _, about in shown if about]
         return steps
+
+    def _refuse_other_rights(self, bridge: Bridge, query: Query) -> None:
+        """Raise RunError when a view has other rights than its table: they would go with it, or come back."""
+        table = self._named(bridge, bridge.base)
+        of_table = {tuple(row) for row in query(RIGHTS, name=table)} if bridge.views else set()
+        for view in bridge.views:
+            of_view = {
+                (bridge.columns.get(column, column), *rest)
+                for column, *rest in query(RIGHTS, name=self._named(bridge, view))
+            }
+            if not of_view or of_view == of_table:
+                continue
+            alone = [("the view", of_view - of_table), (bridge.base, of_table - of_view)]
+            told = [
+                f"{role} has {self._right(column, right, is_grantable=is_grantable)} on {where} alone"
+                for where, rights in alone
+                for column, role, right, is_grantable in sorted(rights, key=str)
+            ]
+            statements = [
+                f"REVOKE {self._right(column, right)} ON {table} FROM {role}"
+                for column, role, right, _ in sorted(of_table - of_view, key=str)
+            ] + [
+                f"GRANT {self._right(column, right)} ON {table} TO {role}{WITH_OPTION if is_grantable else ''}"
+                for column, role, right, is_grantable in sorted(of_view - of_table, key=str)
+            ]
+            raise RunError(
+                f"The rights on {bridge.schema}.{view} were changed while its rename was open: {', '.join(told)}.",
+                exit_code=ExitCode.FAILED,
+                kind="RightsChanged",
+                hint=f"Give both the same, and run this again. To take over the view's: {'; '.join(statements)}.",
+            )
+
+    def _right(self, column: str | None, right: str, *, is_grantable: bool = False) -> str:
+        return f"{right}{f' ({self._guard.quoted(column)})' if column else ''}{WITH_OPTION if is_grantable else ''}"
 
     def _record(self, statement: str, one: Recorded) -> str:
         rename = one.rename
@@ -665,6 +810,16 @@ def bridges_of(known: Sequence[Recorded]) -> dict[tuple[str, str], Bridge]:
     return bridges(_kept(known))
 
 
+def _is_contracted(bridge: Bridge, kinds: Mapping[str, str]) -> bool:
+    """Whether somebody has given a table its name back by hand."""
+    return bridge.base not in kinds and kinds.get(bridge.table) in TABLES
+
+
+def _can_contract(bridge: Bridge, kinds: Mapping[str, str]) -> bool:
+    """Whether at most views are missing."""
+    return kinds.get(bridge.base) in TABLES and all(kinds.get(view, "v") == "v" for view in bridge.views)
+
+
 def _of(bridge: Bridge, known: Sequence[Recorded]) -> list[Recorded]:
     return [one for one in known if one.rename in bridge.renames]
 
@@ -674,11 +829,11 @@ def _with(rename: Rename, known: Mapping[tuple[str, str], Bridge]) -> Bridge:
     return next(one for one in known.values() if rename in one.renames)
 
 
-def cannot_reopen(message: str) -> RunError:
-    """Why an older name can't be brought back."""
+def damaged(message: str) -> RunError:
+    """What somebody has changed by hand, so that nothing can be done with a bridge."""
     return RunError(
         message,
         exit_code=ExitCode.FAILED,
-        kind="CannotReopen",
-        hint="A later revision has done that. Bring back a release that needs only what is there.",
+        kind="BridgeDamaged",
+        hint="Somebody has changed that by hand: take it back, and run this again.",
     )

@@ -132,8 +132,7 @@ def arguments_of(command: str) -> Iterator[Argument]:
             "a contract run follows: until then renamed columns and tables keep their older names too (default: if "
             "MIGRATION_CONTRACT_FOLLOWS is true)"
         )
-        default = os.environ.get("MIGRATION_CONTRACT_FOLLOWS") == "true"
-        yield Argument("--contract-follows", {"action": "store_true", "default": default, "help": told})
+        yield Argument("--contract-follows", {"action": "store_true", "help": told})
     if command != "check":
         told = "how long to wait for the database (default: 60)"
         yield Argument("--wait", {"type": seconds, "default": 60.0, "metavar": "SECONDS", "help": told})

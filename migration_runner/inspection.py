@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from migration_runner.bridge import damaged
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.guard import Guard
 from migration_runner.ledger import Ledger
@@ -19,6 +20,7 @@ def status(
     current: Collection[str],
     report: Report,
     open_renames: Sequence[str] = (),
+    damage: Sequence[str] = (),
 ) -> None:
     """Show where the schema is, what is left to do, who migrates it now, and which applied files were edited since.
 
@@ -29,9 +31,10 @@ def status(
         current: what the version table holds.
         report: gets the table.
         open_renames: those whose older names still work.
+        damage: where somebody has changed by hand what keeps them, in sentences.
 
     Raises:
-        RunError: revisions are pending that an upgrade applies.
+        RunError: there is damage, or revisions are pending that an upgrade applies.
     """
     pending = _for_upgrade(revisions, current)
     left = [f"{one.revision} {one.message}" for one in pending_of(revisions, current) if one not in pending]
@@ -45,6 +48,7 @@ def status(
         ("pending", str(len(pending))),
         *((f"  {one.revision}", one.message) for one in pending),
         ("open", ", ".join(left) or "none"),
+        *([("damaged", " ".join(damage))] if damage else []),
         ("lock", holder or "free"),
         ("edited", ", ".join(edited) or "none"),
     ]
@@ -55,9 +59,12 @@ def status(
         head=head(revisions),
         pending=[{"revision": one.revision, "message": one.message} for one in pending],
         open=left,
+        damaged=list(damage),
         lock_holder=holder,
         edited=edited,
     )
+    if damage:
+        raise damaged(" ".join(damage))
     if pending:
         raise RunError(
             f"Revisions are pending: {', '.join(one.revision for one in pending)}.",
@@ -108,6 +115,7 @@ def plan(
     open_renames: Sequence[str] = (),
     *,
     contract_follows: bool = False,
+    stop: RunError | None = None,
 ) -> None:
     """Show what each pending revision will do: its SQL, its locks, and what is unsafe about it.
 
@@ -118,6 +126,7 @@ def plan(
         report: gets the plan.
         open_renames: those whose older names still work.
         contract_follows: whether the upgrade will bridge renames: not in an empty schema, which nobody uses.
+        stop: what the upgrade would stop for; None when it could begin, or that was not looked for.
 
     Raises:
         RunError: ``env.py`` can't work offline.
@@ -127,12 +136,14 @@ def plan(
     planned = safety.plan(config, pending, contract_follows=contract_follows)
     sizes = safety.sizes(guard.own, safety.tables(planned)) if guard else {}
     shown_open = "".join(f"{one} is open: both names work until a contract step.\n" for one in open_renames)
+    shown_stop = f"An upgrade would stop: {stop.message} {stop.hint or ''}".rstrip() + "\n" if stop else ""
     report.event(
         "migration.plan",
-        f"{shown_open}{safety.render_plan(planned, sizes)}".rstrip(),
+        f"{shown_open}{shown_stop}{safety.render_plan(planned, sizes)}".rstrip(),
         revisions=safety.plan_as_json(planned, sizes),
         open=list(open_renames),
         note=planned.note,
+        stop=stop.message if stop else None,
     )
 
 

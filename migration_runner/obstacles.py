@@ -12,12 +12,14 @@ from migration_runner.renames import SUFFIX, Bridge, Rename
 LONGEST_NAME = 63
 # The first PostgreSQL whose views look at the rights and the policies of whoever reads them.
 FIRST_VERSION = 150000
-KINDS = {"p": "is partitioned", "f": "is a foreign table", "v": "is a view", "m": "is a materialized view"}
+TABLES = {"p": "is partitioned", "f": "is a foreign table"}
+OTHERS = {"v": "a view", "m": "a materialized view", "S": "a sequence", "i": "an index", "c": "a type"}
 PUBLISHED = """
 SELECT pubname::text FROM pg_publication WHERE puballtables
 UNION SELECT pubname FROM pg_publication_tables WHERE schemaname = %(schema)s AND tablename = c.relname ORDER BY 1
 """
-# A trigger function knows the table's columns by their names: of a row, of a transition table, or as its arguments.
+# A trigger knows the table's columns by their names: of a row, of a transition table, or as its arguments. What it
+# takes out of JSON may be one of two names: that is the way out.
 LOOK = f"""
 SELECT c.relkind::text, c.relispartition,
        EXISTS (SELECT FROM pg_inherits WHERE c.oid IN (inhrelid, inhparent)),
@@ -29,21 +31,26 @@ SELECT c.relkind::text, c.relispartition,
              WHERE slot_type = 'logical' AND plugin <> 'pgoutput' AND database = current_database() ORDER BY 1),
        ARRAY(SELECT pg_describe_object(classid, objid, objsubid) FROM pg_depend d JOIN pg_type t ON t.oid = c.reltype
              WHERE d.deptype = 'n' AND refclassid = 'pg_type'::regclass AND refobjid IN (t.oid, t.typarray) ORDER BY 1),
-       ARRAY(SELECT DISTINCT ARRAY[p.oid::regprocedure::text, said[1] || '.' || coalesce(said[2], said[3])]
-             FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid,
-                  regexp_matches(p.prosrc, '\\m(NEW|OLD)\\.(?:"([^"]+)"|(\\w+))', 'gi') AS said
-             WHERE t.tgrelid = c.oid AND NOT t.tgisinternal),
-       ARRAY(SELECT DISTINCT ARRAY[t.tgname::text, old] FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid,
-                  unnest(%(olds)s::text[]) AS old
+       ARRAY(SELECT DISTINCT ARRAY[t.tgname::text, CASE WHEN NOT is_given THEN p.oid::regprocedure::text END, old]
+             FROM pg_trigger t JOIN pg_proc p ON p.oid = t.tgfoid, unnest(%(olds)s::text[]) AS old,
+                  LATERAL (SELECT old = ANY (string_to_array(encode(t.tgargs, 'escape'), '\\000')) AS is_given) AS of
              WHERE t.tgrelid = c.oid AND NOT t.tgisinternal
-               AND (old = ANY (string_to_array(encode(t.tgargs, 'escape'), '\\000'))
-                    OR coalesce(t.tgnewtable, t.tgoldtable) IS NOT NULL
-                       AND p.prosrc ~* ('\\m' || regexp_replace(old, '\\W', '\\\\\\&', 'g') || '\\M'))),
+               AND (is_given
+                    OR (t.tgtype & 1 = 1 OR coalesce(t.tgnewtable, t.tgoldtable) IS NOT NULL)
+                       AND regexp_replace(p.prosrc, '->>?\\s*''[^'']*''', '', 'g')
+                           ~* ('\\m' || regexp_replace(old, '\\W', '\\\\\\&', 'g') || '\\M'))),
        ARRAY(SELECT DISTINCT quote_ident(r.rolname) FROM pg_roles r
              WHERE (r.oid = c.relowner OR r.rolname = current_user)
                AND NOT has_schema_privilege(r.oid, c.relnamespace, 'CREATE') ORDER BY 1)
 FROM pg_class c WHERE c.oid = to_regclass(%(name)s)
 """  # noqa: S608 - constants
+# What PostgreSQL makes for a table's arrays it renames when somebody else needs the name.
+TAKEN = """
+SELECT to_regclass(%(name)s) IS NOT NULL,
+       EXISTS (SELECT FROM pg_type t JOIN pg_namespace n ON n.oid = typnamespace
+               WHERE nspname = %(schema)s AND typname = %(plain)s
+                 AND NOT EXISTS (SELECT FROM pg_type e WHERE e.typarray = t.oid))
+"""
 
 
 class Seen(NamedTuple):
@@ -59,8 +66,7 @@ class Seen(NamedTuple):
         is_subscribed: whether a subscription fills it.
         decoded: replication slots whose plugin tells all tables by name.
         typed: what uses the type of its rows.
-        said: a trigger function, and what it says of a row's column.
-        triggers: a trigger that knows an older name otherwise, and that name.
+        triggers: a trigger that knows an older name, its function if that says it, and that name.
         unable: the roles that need to make a view in its schema, and may not.
     """
 
@@ -73,8 +79,7 @@ class Seen(NamedTuple):
     is_subscribed: bool
     decoded: list[str]
     typed: list[str]
-    said: list[list[str]]
-    triggers: list[list[str]]
+    triggers: list[tuple[str, str | None, str]]
     unable: list[str]
 
 
@@ -102,6 +107,9 @@ def refuse_table(guard: Guard, revision: str, group: Sequence[Rename], bridge: B
     Raises:
         RunError: there is something.
     """
+    for one in group:
+        if _is_too_long(one.new):
+            raise impossible(revision, one, _too_long(one.new), "Choose a shorter one, or")
     name = guard.qualified(bridge.schema, bridge.base)
     olds = [one.old for one in group if not one.of_table]
     rows = guard.query(LOOK, name=name, schema=bridge.schema, olds=olds)
@@ -112,6 +120,49 @@ def refuse_table(guard: Guard, revision: str, group: Sequence[Rename], bridge: B
             raise impossible(revision, group[0], reason, way_out)
     elif strictly:
         raise _as_postgresql(revision, f'relation "{group[0].table}" does not exist', "UndefinedTable", "42P01")
+
+
+def refuse_reopen(guard: Guard, before: Bridge, after: Bridge) -> None:
+    """Look for what stands against older names that are to work again.
+
+    Args:
+        guard: the runner's connection.
+        before: the bridge of the table now.
+        after: what it is to be.
+
+    Raises:
+        RunError: there is something.
+    """
+    table = f"{before.schema}.{before.table}"
+    name = guard.qualified(before.schema, before.base)
+    rows = guard.query(LOOK, name=name, schema=before.schema, olds=[])
+    if not rows:
+        raise cannot_reopen(f"There is no table {before.schema}.{before.base} any more, so its older names can't work.")
+    seen = Seen(*rows[0])
+    for old, new in after.columns.items():
+        if new not in seen.columns:
+            raise cannot_reopen(f"{table} has no column {new} any more, so its older name {old} can't work.")
+        if old in seen.columns:
+            raise cannot_reopen(f"{table} has another column {old} by now, so this can't be the older name of {new}.")
+    reasons = list(_reasons_of_table(guard, before, seen))
+    reasons += [
+        (f"there is a {name} already", "Rename or drop that one, or")
+        for name in [after.base, *after.views]
+        if name not in before.names and any(_taken(guard, before.schema, name))
+    ]
+    for reason, way_out in reasons:
+        instead = way_out.removesuffix(", or") or "Take that away"
+        raise cannot_reopen(
+            f"The older names of {table} can't work again: {reason}.",
+            f"{instead}, and run this again; or bring back a release that needs only what is there.",
+        )
+
+
+def cannot_reopen(
+    message: str, hint: str = "A later revision has done that. Bring back a release that needs only what is there."
+) -> RunError:
+    """Why an older name can't be brought back."""
+    return RunError(message, exit_code=ExitCode.FAILED, kind="CannotReopen", hint=hint)
 
 
 def refuse_published(guard: Guard, bridge: Bridge) -> None:
@@ -148,9 +199,11 @@ def _refuse_names(
     names = set(columns)
     for one in group:
         if one.of_table:
-            taken = guard.query("SELECT to_regclass(%s)", guard.qualified(bridge.schema, one.new))[0][0]
-            if taken and one.new not in bridge.names:
+            is_relation, is_type = _taken(guard, bridge.schema, one.new)
+            if is_relation and one.new not in bridge.names:
                 raise _as_postgresql(revision, f'relation "{one.new}" already exists', "DuplicateTable", "42P07")
+            if is_type and one.new not in bridge.names:
+                raise _as_postgresql(revision, f'type "{one.new}" already exists', "DuplicateObject", "42710")
             continue
         if one.old not in names and strictly:
             raise _as_postgresql(revision, f'column "{one.old}" does not exist', "UndefinedColumn", "42703")
@@ -162,9 +215,24 @@ def _refuse_names(
 
 def _reasons(guard: Guard, group: Sequence[Rename], bridge: Bridge, seen: Seen) -> Iterator[tuple[str, str]]:
     """Each with the way out, where there is one beside a plain rename."""
-    table, carried = group[0].table, "which a view can't carry"
-    if seen.kind in KINDS:
-        yield f"{table} {KINDS[seen.kind]}, {carried}", ""
+    yield from _reasons_of_table(guard, bridge, seen)
+    for trigger, function, old in seen.triggers:
+        both = f"coalesce(to_jsonb(NEW)->>'{old}', to_jsonb(NEW)->>'...')"
+        yield (
+            f"the trigger {trigger} knows the column as {old}, which is gone from its rows with the rename",
+            f"Let {function} read both names, such as {both}, or" if function else "",
+        )
+    if bridge.columns or any(not one.of_table for one in group):
+        yield from _reasons_of_base(guard, group, bridge)
+
+
+def _reasons_of_table(guard: Guard, bridge: Bridge, seen: Seen) -> Iterator[tuple[str, str]]:
+    """Whatever is renamed."""
+    table, carried = bridge.table, "which a view can't carry"
+    if seen.kind in TABLES:
+        yield f"{table} {TABLES[seen.kind]}, {carried}", ""
+    elif seen.kind != "r":
+        yield f"{table} is {OTHERS.get(seen.kind, 'something else')}: only tables can be bridged", ""
     if seen.is_partition:
         yield f"{table} is a partition, {carried}", ""
     if seen.inherits:
@@ -183,28 +251,29 @@ def _reasons(guard: Guard, group: Sequence[Rename], bridge: Bridge, seen: Seen) 
     if seen.unable:
         way_out = f"GRANT CREATE ON SCHEMA {guard.quoted(bridge.schema)} TO {', '.join(seen.unable)}, or"
         yield f"{' and '.join(seen.unable)} may not make a view in the schema {bridge.schema}", way_out
-    olds = {one.old.lower() for one in group if not one.of_table}
-    for function, word in seen.said:
-        row, _, column = word.partition(".")
-        if column.lower() in olds:
-            both = f"coalesce(to_jsonb({row})->>'{column}', to_jsonb({row})->>'...')"
-            gone = "which is gone from the row with the rename"
-            yield f"the trigger function {function} says {word}, {gone}", f"Let it read both names, such as {both}, or"
-    for trigger, old in seen.triggers:
-        yield f"the trigger {trigger} knows the column as {old}, which is gone from its rows with the rename", ""
-    if bridge.columns or olds:
-        yield from _reasons_of_base(guard, group, bridge)
 
 
 def _reasons_of_base(guard: Guard, group: Sequence[Rename], bridge: Bridge) -> Iterator[tuple[str, str]]:
     final = group[-1].new if group[-1].of_table else group[-1].table
     base = f"{final}{SUFFIX}"
-    if len(base.encode()) > LONGEST_NAME:
-        yield f"{base} is longer than the {LONGEST_NAME} bytes that PostgreSQL takes for a name", ""
-    name = guard.qualified(bridge.schema, base)
-    taken = "SELECT coalesce(to_regclass(%(name)s)::oid, to_regtype(%(name)s)::oid) IS NOT NULL"
-    if base != bridge.base and guard.query(taken, name=name)[0][0]:
+    if _is_too_long(base):
+        yield _too_long(base), ""
+    if base != bridge.base and any(_taken(guard, bridge.schema, base)):
         yield f"there is a {base} already", "Rename or drop that one, or"
+
+
+def _is_too_long(name: str) -> bool:
+    return len(name.encode()) > LONGEST_NAME
+
+
+def _too_long(name: str) -> str:
+    return f"{name} is longer than the {LONGEST_NAME} bytes that PostgreSQL takes for a name"
+
+
+def _taken(guard: Guard, schema: str, name: str) -> tuple[bool, bool]:
+    """Whether a relation, and a type, has the name."""
+    ((is_relation, is_type),) = guard.query(TAKEN, name=guard.qualified(schema, name), schema=schema, plain=name)
+    return is_relation, is_type
 
 
 def _as_postgresql(revision: str, message: str, kind: str, sqlstate: str) -> RunError:

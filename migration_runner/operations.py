@@ -36,7 +36,20 @@ MORE_THAN_COLUMN = re.compile(
 )
 COLUMN_ALONE = re.compile(r'(ALTER TABLE (?:"(?:""|[^"])*"|[^\s"])+ ADD COLUMN|COMMENT ON COLUMN) ', re.IGNORECASE)
 
+# Whose definitions follow in parentheses.
+NEW_TABLE = re.compile(
+    r'\s*CREATE (?:\w+ )*TABLE (?:IF NOT EXISTS )?(?:(?:"(?:""|[^"])*"|[\w$.])+) ?(?=\()', re.IGNORECASE
+)
+RENAMED = re.compile(
+    r'ALTER TABLE (?:IF EXISTS )?(?:ONLY )?(?:"(?:""|[^"])*"|[^\s"])+(?: ?\*)? RENAME (?!CONSTRAINT )', re.IGNORECASE
+)
+SEARCH_PATH = "search_path"
+PLAINLY = (
+    "write bridge = False into it, for plain renames, which fail the older release's requests until its tasks are gone."
+)
+
 Implementation = Callable[[Operations, Any, Callable[..., Any]], Any]
+SchemaOf = Callable[[str], str]
 
 
 class _ReachesDatabaseError(Exception):
@@ -49,15 +62,17 @@ class Recording:
 
     Args:
         renames: of columns and tables.
-        led: the tables that get a column or an index, and nothing that is named after them; with the column.
+        led: the tables that get a column or an index, and nothing that is named after them: schema, name and column.
         others: everything else, in SQL.
         is_whole: whether all of it is known; a query for one gives nothing without a database.
+        asks: whether there was such a query.
     """
 
     renames: list[Rename] = field(default_factory=list)
-    led: list[tuple[str, str | None]] = field(default_factory=list)
+    led: list[tuple[str, str, str | None]] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     is_whole: bool = True
+    asks: bool = False
 
     @property
     def is_of_renames_alone(self) -> bool:
@@ -91,7 +106,7 @@ def may_rename(revision: Revision) -> bool:
     return RENAMES.search(revision.path.read_bytes()) is not None
 
 
-def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Recording:
+def record(migrate: Callable[[], None], schema_of: SchemaOf) -> Recording:
     """Let a revision tell what it does, without a database.
 
     Args:
@@ -107,6 +122,7 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
 
     def ask(statement: object, *_: object, **__: object) -> None:
         """What a query asks is known, though not what it gives: who waits for that may ask for ever."""
+        recording.asks = True
         if next(questions) > MOST_QUESTIONS:
             raise _ReachesDatabaseError
         context.impl.static_output(f"{statement};")
@@ -141,12 +157,14 @@ def record(migrate: Callable[[], None], schema_of: Callable[[str], str]) -> Reco
         if statements and alone:
             written.truncate(began)
             written.seek(began)
-            recording.led.append((operation.table_name, operation.column.name))
+            schema = operation.schema or schema_now(operation.table_name)
+            recording.led.append((schema, operation.table_name, operation.column.name))
 
     def create_index(operations: Operations, operation: CreateIndexOp, original: Callable[..., Any]) -> Any:
         if not operation.index_name or isinstance(operations, BatchOperations):
             return original(operations, operation)
-        recording.led.append((operation.table_name, None))
+        schema = operation.schema or schema_now(operation.table_name)
+        recording.led.append((schema, operation.table_name, None))
         return None
 
     recorders: dict[type[MigrateOperation], Implementation] = {
@@ -191,12 +209,13 @@ class Lead:
         is_bridging: whether a rename that was not seen before is refused.
     """
 
-    def __init__(self, bridges: Bridges, revision: str, *, is_bridging: bool) -> None:
+    def __init__(self, bridges: Bridges, revision: Revision, *, is_bridging: bool) -> None:
         self._bridges = bridges
         self._revision = revision
-        self._found = bridges.open_bridges()
+        self._found = [*bridges.open_bridges(), *bridges.open_bridges_of_others()]
         self._is_bridging = is_bridging
         self._is_own = False
+        self._schema_of: SchemaOf | None = bridges.schema_of
 
     @contextmanager
     def leading(self) -> Iterator[None]:
@@ -212,11 +231,18 @@ class Lead:
         ):
             yield
 
-    def forbids(self, statement: str) -> str | None:
+    def forbids(self, statement: str) -> Bridge | None:
         """The bridged table that a statement is about which is not one of ours."""
         if self._is_own:
             return None
-        return next((one.table for one in self._found if mentions(statement, one.names)), None)
+        if SEARCH_PATH in statement.lower():
+            self._schema_of = None
+        parts = split(statement) if self._found else []
+        return next((one for one in self._found if any(mentions(part, one, self._schema_of) for part in parts)), None)
+
+    def is_plain_rename(self, statement: str) -> bool:
+        """Whether a statement that the revision has written itself renames what an operation would have bridged."""
+        return self._is_bridging and not self._is_own and any(RENAMED.match(flat(one)[1]) for one in split(statement))
 
     @contextmanager
     def _own(self) -> Iterator[None]:
@@ -253,7 +279,7 @@ class Lead:
 
     def _rename(self, operations: Operations, operation: Any, original: Callable[..., Any]) -> Any:
         if self._is_bridging and (isinstance(operation, RenameTableOp) or _is_rename(operation)):
-            raise mixed(self._revision)
+            raise unforeseen(self._revision)
         return original(operations, operation)
 
 
@@ -269,43 +295,92 @@ def mixed(revision: str) -> RunError:
         "MixedRename",
         f"{revision} renames a column or a table, and does something else too: only a revision of renames alone can be "
         "bridged.",
-        "Put the renames into a revision of their own; or write bridge = False into it, for plain renames, which fail "
-        "the older release's requests until its tasks are gone.",
+        f"Put the renames into a revision of their own; or {PLAINLY}",
     )
     error.revision = revision
     return error
 
 
-def touched(recording: Recording, bridges: Collection[Bridge]) -> str | None:
-    """The table behind an open bridge that a revision would do more to than add columns and indexes.
+def unforeseen(revision: Revision) -> RunError:
+    """Why a revision is not run whose renames are not known before it runs."""
+    if may_rename(revision):
+        message = (
+            f"{revision.revision} asks the database, so what it renames can't be told ahead: only a revision of "
+            "renames alone can be bridged."
+        )
+        instead = "Let it rename without asking"
+    else:
+        message = (
+            f"{revision.revision} renames a column or a table, and its own file does not say so (new_column_name or "
+            "rename_table): it can't be told ahead."
+        )
+        instead = "Write op.alter_column or op.rename_table into the file itself"
+    error = wrong_use("MixedRename", message, f"{instead}; or {PLAINLY}")
+    error.revision = revision.revision
+    return error
+
+
+def touched(recording: Recording, bridges: Collection[Bridge], schema_of: SchemaOf) -> Bridge | None:
+    """The open bridge to whose table a revision would do more than add columns and indexes.
 
     Args:
         recording: of the revision.
         bridges: the open ones.
+        schema_of: finds the schema of a table that is named without one.
     """
+    is_led_astray = any(SEARCH_PATH in statement.lower() for statement in recording.others)
     for bridge in bridges:
-        if any(mentions(statement, bridge.names) for statement in recording.others):
-            return bridge.table
-        if any(table in bridge.names and column in bridge.columns for table, column in recording.led):
-            return bridge.table
+        if any(mentions(statement, bridge, None if is_led_astray else schema_of) for statement in recording.others):
+            return bridge
+        if any(
+            schema == bridge.schema and table in bridge.names and column in bridge.columns
+            for schema, table, column in recording.led
+        ):
+            return bridge
         if any(one.schema == bridge.schema and one.table in bridge.names for one in recording.renames):
-            return bridge.table
+            return bridge
     return None
 
 
-def mentions(sql: str, names: Collection[str]) -> bool:
-    """Whether a statement names one of the tables; in the body of a function, or of DO, every word counts."""
-    wanted = {name.lower() for name in names}
+def mentions(sql: str, bridge: Bridge, schema_of: SchemaOf | None) -> bool:
+    """Whether a statement names the table of a bridge; in the body of a function, or of DO, every word counts.
+
+    Args:
+        sql: the statement.
+        bridge: of the table.
+        schema_of: finds the schema of a table that is named without one; None where that may be any.
+    """
+    names = {name.lower(): name for name in bridge.names}
     is_anonymous = re.match(r"\s*DO\b", sql, re.IGNORECASE)
+    definitions = NEW_TABLE.match(sql)
+    depth, before = 0, ["", "", ""]
     for token in TOKEN.finditer(sql):
-        if token["word"]:
-            if token["word"].strip('"').replace('""', '"').lower() in wanted:
+        word = token["word"]
+        if word:
+            said = word.strip('"').replace('""', '"').lower()
+            is_column = [one.upper() for one in before[:2]] == ["COLUMN", "ADD"] or bool(
+                # Of a definition in parentheses the first word; a LIKE would be it, too.
+                definitions and token.start() >= definitions.end() and depth == 1 and before[0] in ("(", ",")
+            )
+            if said in names and not is_column and _is_in(bridge.schema, names[said], before, schema_of):
                 return True
-        elif (token["dollar"] or (is_anonymous and token["string"])) and wanted & {
-            word.lower() for word in re.findall(r"[\w$]+", token["string"])
+        elif (token["dollar"] or (is_anonymous and token["string"])) and names.keys() & {
+            one.lower() for one in re.findall(r"[\w$]+", token["string"])
         }:
             return True
+        depth += {"(": 1, ")": -1}.get(token[0], 0)
+        if definitions and depth == 0 and token[0] == ")":
+            definitions = None
+        if not token["space"]:
+            before = [token[0], *before[:2]]
     return False
+
+
+def _is_in(schema: str, name: str, before: Sequence[str], schema_of: SchemaOf | None) -> bool:
+    """Whether a name is that of a table in the schema, by what stands before it: the last token first."""
+    if before[0] == ".":
+        return before[1].strip('"').replace('""', '"').lower() == schema.lower()
+    return schema_of is None or schema_of(name) == schema
 
 
 def _is_rename(operation: AlterColumnOp) -> bool:

@@ -161,6 +161,25 @@ class Project:
         self._run(lambda _, __: [], locking=False, dont_mutate=True)
         return self.environment.before or ()
 
+    def look_ahead(self, plan: Plan) -> None:
+        """Find out whether migrations could begin; nothing is changed, and no lock is waited for.
+
+        Args:
+            plan: decides where to, when it is known what the version table holds.
+
+        Raises:
+            RunError: what stands against them.
+        """
+
+        def steps(heads: tuple[str, ...], context: MigrationContext) -> Iterable[MigrationStep]:
+            journey = plan(heads)
+            planned = steps_of(journey, heads, self._revisions, context.script)
+            crossing = Crossing(self.bridges, self._revisions, journey, heads)
+            crossing.look_ahead(planned, is_external=context._in_external_transaction)
+            return []
+
+        self._run(steps, locking=False, dont_mutate=True)
+
     def migrate(self, plan: Plan) -> None:
         """Be the only one who migrates, and run the migrations, each in a transaction of its own.
 
@@ -522,6 +541,14 @@ class Project:
             self.half_done = step.revision.revision
         if self._crossing:
             self._crossing.refuse(step.revision.revision, statement)
+            if self._crossing.is_plain_rename(statement):
+                self._report.event(
+                    "migration.plain_rename",
+                    f"{step.revision.revision} renames with a statement of its own: that is a plain rename, which "
+                    "fails the older release's requests until its tasks are gone. op.alter_column and op.rename_table "
+                    "are bridged.",
+                    revision=step.revision.revision,
+                )
         step.statements += 1
         step.began = time.monotonic()
         index = CONCURRENTLY.match(statement)

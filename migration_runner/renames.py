@@ -33,7 +33,8 @@ class Rename(NamedTuple):
     of_table: bool = False
 
     def __str__(self) -> str:
-        return f"{self.old} -> {self.new}" if self.of_table else f"{self.table}.{self.old} -> {self.new}"
+        table = told(self.schema, self.table)
+        return f"{table} -> {self.new}" if self.of_table else f"{table}.{self.old} -> {self.new}"
 
     @property
     def inverse(self) -> Rename:
@@ -97,6 +98,14 @@ class Bridge:
     def names(self) -> set[str]:
         """Every name that leads to the table."""
         return {self.base, *self.views}
+
+    def __str__(self) -> str:
+        return told(self.schema, self.table)
+
+
+def told(schema: str, table: str) -> str:
+    """The name of a table for a person, who may be spared the schema that most projects have alone."""
+    return table if schema in ("", "public") else f"{schema}.{table}"
 
 
 def bridges(renames: Iterable[tuple[Rename, bool]]) -> dict[tuple[str, str], Bridge]:

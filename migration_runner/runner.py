@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from signal import SIGTERM
 
 from migration_runner import inspection
-from migration_runner.bridge import Bridges
+from migration_runner.bridge import Bridges, damaged
 from migration_runner.database import wait_for
 from migration_runner.errors import ExitCode, RunError, wrong_use
 from migration_runner.failures import failure
@@ -18,6 +19,7 @@ from migration_runner.ledger import Ledger
 from migration_runner.manifest import StaleManifestError
 from migration_runner.patience import Limits
 from migration_runner.project import Project
+from migration_runner.renames import Recorded
 from migration_runner.report import BASE, Report, Result, shown
 from migration_runner.revisions import (
     Revision,
@@ -30,7 +32,7 @@ from migration_runner.revisions import (
     read_revisions,
 )
 from migration_runner.service_role import ServiceRole
-from migration_runner.settings import SettingsError, connection_parameters, service_login
+from migration_runner.settings import SettingsError, connection_parameters, contract_follows, service_login
 from migration_runner.steps import Journey
 from migration_runner.stop import Stop
 from migration_runner.target import (
@@ -45,6 +47,8 @@ from migration_runner.target import (
 
 # What these tell of the files, they tell without a database too.
 FILES_DO = ("plan", "history")
+# What a contract that follows makes a difference to.
+BRIDGING = ("upgrade", "plan", "check")
 # A session that the server was told to cancel lets go of its locks within a moment.
 LOCKS_GONE_SECONDS = 1.0
 
@@ -55,7 +59,8 @@ def run(request: Request, environment: Mapping[str, str], report: Report) -> Exi
     Args:
         request: what to do.
         environment: names the database, in MIGRATION_TARGET the revision that must be this image's newest, and in
-            SERVICE_SECRET the role of the services, which an upgrade looks after.
+            SERVICE_SECRET the role of the services, which an upgrade looks after; MIGRATION_CONTRACT_FOLLOWS in it is
+            as good as the request's own word.
         report: gets a line per event, and the result.
     """
     result, stop = Result(request.command), Stop()
@@ -96,11 +101,14 @@ class Run:
         self._service: tuple[str, str] | None = None
         self._guard: Guard | None = None
         self._project: Project | None = None
+        self._recorded: Sequence[Recorded] | None = None
 
     def carry_out(self) -> None:
         """Do what is asked for; raises RunError when that can't be done."""
-        request, result, report = self._request, self._result, self._report
         started = time.monotonic()
+        if self._request.command in BRIDGING and contract_follows(self._environment):
+            self._request = replace(self._request, contract_follows=True)
+        request, result, report = self._request, self._result, self._report
         self._read_revisions()
         check_request(request, self._revisions, self._environment.get("MIGRATION_TARGET"))
         newest = head(self._revisions)
@@ -195,11 +203,15 @@ class Run:
         def plan(current: tuple[str, ...]) -> Journey:
             nonlocal before, incomplete, passes
             before = result.start = result.at = current
-            ledger = Ledger(guard, project.environment.version_table)
+            ledger, self._recorded = Ledger(guard, project.environment.version_table), project.bridges.recorded()
             passes = request.command in ("upgrade", "contract") and self._may_pass(project.bridges, ledger, current)
             if passes:
                 return Journey(None, None)
             self._check_known(project.bridges, ledger, current)
+            if request.command in ("upgrade", "contract"):
+                _refuse_damage(project.bridges, before_contract=request.command == "contract")
+            if request.command != "stamp":
+                self._refuse_behind(ledger, current)
             target = destination(request, revisions, current)
             result.target = target or BASE
             if service:
@@ -215,7 +227,8 @@ class Run:
                 # Unreachable now as well: then where the schema is stays unknown, and the first error is to be told.
                 with suppress(RunError):
                     self._look_again(project, guard, before)
-            if error.exit_code is ExitCode.WRONG_USE and shown(result.at) != shown(result.start):
+            moved = shown(result.at) != shown(result.start) or project.half_done or self._moved(guard)
+            if error.exit_code is ExitCode.WRONG_USE and moved:
                 # Such as a second version table in env.py: wrong use is for a run that has changed nothing.
                 error.exit_code = ExitCode.FAILED
             raise
@@ -243,6 +256,12 @@ class Run:
         """What is to be done, now that it is known where the schema is."""
         request, revisions = self._request, self._revisions
         been, recorded = lineage(revisions, current), bridges.recorded()
+        if request.command == "stamp" and (stays_open := [str(one.rename) for one in recorded if one.is_open]):
+            self._report.event(
+                "migration.stays_open",
+                f"Both names go on working, which a stamp does not change: {', '.join(stays_open)}.",
+                renames=stays_open,
+            )
         if request.command == "reopen":
             later = been - lineage(revisions, [target] if target else [])
             reopened = {one.revision for one in recorded if one.is_closed} & later
@@ -276,6 +295,23 @@ class Run:
             contracted=frozenset(contracted),
         )
 
+    def _refuse_behind(self, ledger: Ledger, current: Collection[str]) -> None:
+        """Refuse a version table that lacks an applied revision: to take its open renames back would lose names."""
+        been = lineage(self._revisions, current)
+        begun = {one.revision for one in self._recorded or () if one.is_open and one.revision not in been}
+        # An interrupted upgrade has not recorded it as applied.
+        applied = begun & set(ledger.applied_at()) if begun else set()
+        if applied:
+            newest = next((one.revision for one in self._revisions if one.revision in applied), max(applied))
+            raise RunError(
+                f"The version table is at {shown(current) or BASE}, but {' and '.join(sorted(applied))} was applied, "
+                "whose renames are open.",
+                exit_code=ExitCode.FAILED,
+                kind="VersionTableBehind",
+                hint="Somebody has written to it by hand. Record where the schema is, as a rule with: python -m "
+                f"migration_runner stamp {newest}",
+            )
+
     def _check_known(self, bridges: Bridges, ledger: Ledger, current: Collection[str]) -> None:
         """Refuse a newer schema; when only renames that were contracted make it newer, they can be opened again."""
         try:
@@ -287,6 +323,8 @@ class Run:
                     "Only renames make it newer. Let a task of the newer image run: python -m migration_runner reopen "
                     f"{head(self._revisions)}. Then this release may pass."
                 )
+                if damage := bridges.damage():
+                    error.hint = f"Only renames make it newer, but somebody has changed something by hand. {damage[0]}"
             raise
 
     def _may_pass(self, bridges: Bridges, ledger: Ledger, current: Collection[str]) -> bool:
@@ -298,6 +336,8 @@ class Run:
         newer = applied - own
         is_open = {one.revision for one in recorded} - {one.revision for one in recorded if not one.is_open}
         if not (set(current) - own <= newer <= is_open and expand_target(self._revisions) in applied):
+            return False
+        if bridges.damage():
             return False
         names = ", ".join(str(one.rename) for one in recorded if one.is_open)
         self._report.event(
@@ -372,7 +412,7 @@ class Run:
         renames = [str(one.rename) for one in bridges.recorded() if one.is_open]
         match self._request.command:
             case "status":
-                inspection.status(guard, version_table, revisions, current, self._report, renames)
+                inspection.status(guard, version_table, revisions, current, self._report, renames, bridges.damage())
             case "history":
                 inspection.history(revisions, Ledger(guard, version_table), current, self._report)
             case _:
@@ -384,7 +424,26 @@ class Run:
                     renames,
                     # A fresh database gets no bridges.
                     contract_follows=self._request.contract_follows and bool(current),
+                    # Running env.py once more takes time.
+                    stop=self._stop_ahead(project) if renames or self._request.contract_follows else None,
                 )
+
+    def _stop_ahead(self, project: Project) -> RunError | None:
+        """What an upgrade would stop for, before it has changed anything; None when it could begin."""
+        upgrade = replace(self._request, command="upgrade")
+
+        def plan(current: tuple[str, ...]) -> Journey:
+            _refuse_damage(project.bridges, before_contract=False)
+            target = destination(upgrade, self._revisions, current)
+            stays = is_at(target, current, self._revisions)
+            is_bridged = upgrade.contract_follows and bool(current)
+            return Journey(None if stays else "upgrade", target, is_bridged=is_bridged)
+
+        try:
+            project.look_ahead(plan)
+        except RunError as error:
+            return error
+        return None
 
     def _inspect_files(self) -> None:
         match self._request.command:
@@ -418,13 +477,49 @@ class Run:
                 while guard.locks_of(sessions) and time.monotonic() < deadline:
                     time.sleep(0.02)
                 locks = guard.locks_of(sessions)
+                moved = self._moved(guard)
         except RunError:
             return "the database can't be asked what is left of it"
         if locks:
             return f"{locks} of its locks are still held"
         half = self._project.half_done
         undone = f"what {half} has committed itself stays, the rest" if half else "what was under way"
-        return f"{undone} was rolled back, and no lock is left"
+        stays = f"{', '.join(moved)}, which stays so; " if moved and not half else ""
+        return f"{stays}{undone} was rolled back, and no lock is left"
+
+    def _moved(self, guard: Guard) -> list[str]:
+        """What has become of renames in this run, each in words; each table is a transaction of its own."""
+        if self._recorded is None or self._project is None:
+            return []
+        if self._project.environment.role:
+            guard.take_role(self._project.environment.role)
+        states = [
+            {(one.revision, one.position, one.rename): _state(one) for one in records}
+            for records in (self._recorded, self._project.bridges_by(guard).recorded())
+        ]
+        before, after = states
+        return [
+            f"{key[2]} is {after.get(key, 'taken back')}"
+            for key in {**before, **after}
+            if before.get(key) != after.get(key)
+        ]
+
+
+def _state(one: Recorded) -> str:
+    return "contracted" if one.is_closed else "taken back" if one.is_reverted else "open"
+
+
+def _refuse_damage(bridges: Bridges, *, before_contract: bool) -> None:
+    """Raise RunError for open renames that somebody has changed by hand, as far as a contract does not mend it."""
+    found = bridges.damage(before_contract=before_contract)
+    if found:
+        error = damaged(" ".join(found))
+        if not before_contract and not bridges.damage(before_contract=True):
+            error.hint = (
+                "Somebody has changed that by hand. Once no task of an older release is left, mend it with: python -m "
+                "migration_runner contract"
+            )
+        raise error
 
 
 def _version(guard: Guard, project: Project) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ import textwrap
 import tokenize
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ import psycopg2.extensions
 
 from migration_runner.errors import RunError, wrong_use
 from migration_runner.offline import HARMLESS, Script, Statement, flat, write_sql
-from migration_runner.renames import Rename
+from migration_runner.renames import Rename, bridges
 from migration_runner.revisions import Revision, read_revisions
 
 # The oldest PostgreSQL that is supported: what is safe there is safe in each later one.
@@ -156,8 +156,8 @@ def plan(config: Path, pending: Sequence[Revision], *, contract_follows: bool = 
     try:
         reviews, note = [_review(script, contract_follows=contract_follows) for script in scripts], None
     except SquawkMissingError as error:
-        mixed = [_mixed(script) if contract_follows else [] for script in scripts]
-        reviews = [[*_stops(script), *found] for script, found in zip(scripts, mixed, strict=True)]
+        refused = [_refused(script) if contract_follows else [] for script in scripts]
+        reviews = [[*_stops(script), *found] for script, found in zip(scripts, refused, strict=True)]
         note = f"{error.message} {error.hint}"
     planned = []
     for script, review in zip(scripts, reviews, strict=True):
@@ -348,12 +348,14 @@ def _review(script: Script, *, contract_follows: bool) -> list[Finding]:
     revision = script.revision
     found = [*_stops(script), *_directions(revision), *findings(script.statements, revision)]
     marks = list(_marks(revision.path))
-    mixed = _mixed(script) if contract_follows else []
+    refused = _refused(script) if contract_follows else []
     # A mark on a bridged rename is needed wherever no contract step follows.
-    used = {(mark, finding.rule) for finding in [*found, *mixed] for mark in marks if mark.is_about(finding)}
-    if contract_follows and (mixed or _is_bridged(script)):
+    used = {(mark, finding.rule) for finding in [*found, *refused] for mark in marks if mark.is_about(finding)}
+    if contract_follows and (refused or _is_bridged(script)):
         lines = {one.line for one in script.statements if one.rename}
-        found = [*mixed, *(one for one in found if one.rule not in RENAMING or one.line not in lines)]
+        found = [*refused, *(one for one in found if one.rule not in RENAMING or one.line not in lines)]
+    if contract_follows:
+        found = [replace(one, instead=one.instead.removesuffix(GIVE_OPTION)) for one in found]
     open_ones = [finding for finding in found if not any(mark.is_about(finding) for mark in marks)]
     for mark in marks:
         if not mark.reason:
@@ -429,15 +431,38 @@ def _only_renames(script: Script) -> bool:
     return bool(script.renames) and not script.stopped and all(HARMLESS.fullmatch(flat(sql)[0]) for sql in others)
 
 
-def _mixed(script: Script) -> list[Finding]:
+def _refused(script: Script) -> list[Finding]:
     """Where an upgrade that a contract step follows will stop."""
-    if not script.renames or _only_renames(script) or not _may_be_bridged(script.revision):
+    if not script.renames or not _may_be_bridged(script.revision):
         return []
+    return _clashing(script) if _only_renames(script) else [_mixed(script)]
+
+
+def _mixed(script: Script) -> Finding:
+    """That it does more than rename."""
     line = next(one.line for one in script.statements if one.rename)
     sentence = f"{script.revision.revision} does more than rename: an upgrade with --contract-follows stops before it."
     calls = "\n".join(map(_call, script.renames))
     instead = f"# in a revision of their own\n{calls}\n# or here, for plain renames\nbridge = False"
-    return [Finding("mixed-rename", script.revision.revision, script.revision.path, line, sentence, instead)]
+    return Finding("mixed-rename", script.revision.revision, script.revision.path, line, sentence, instead)
+
+
+def _clashing(script: Script) -> list[Finding]:
+    """Whether an older name would stand for two things."""
+    try:
+        bridges((rename, True) for rename in script.renames)
+    except RunError:
+        line = next(one.line for one in script.statements if one.rename)
+        sentence = (
+            f"{script.revision.revision} gives and takes the same name, which the running release uses for something "
+            "else: an upgrade with --contract-follows stops before it."
+        )
+        instead = "# two revisions, of which the second is deployed after the first one's contract\n" + "\n".join(
+            map(_call, script.renames)
+        )
+        instead += "\n# or here, for plain renames\nbridge = False"
+        return [Finding("name-used-twice", script.revision.revision, script.revision.path, line, sentence, instead)]
+    return []
 
 
 def _call(rename: Rename) -> str:
@@ -738,10 +763,11 @@ def upgrade() -> None:
     """
 OWN = "# in a revision of its own, once "
 ANY_STATEMENT = OWN + "no newer release needs it\n" + CONTRACT + 'op.execute("{statement.sql}")'
-BRIDGED = """
+GIVE_OPTION = "\n# Give check the option --contract-follows, too."
+BRIDGED = f"""
 # In a revision of renames alone both names work until no older task is left, if a contract step follows:
-# migration.contract_after(service) in the stack; by hand, `upgrade --contract-follows`, and `contract` in the end.
-# Give check the option --contract-follows, too."""
+# migration.contract_after(service) in the stack; by hand, `upgrade --contract-follows`, and `contract` in the end.\
+{GIVE_OPTION}"""
 COLUMNS = rf"\((?P<columns>{WORD}(?:, ?{WORD})*)\)"
 
 # The rules that are on: what holds up or breaks a service that is running. The first advice that fits a statement

@@ -30,7 +30,7 @@ DRIVERS = re.compile(r"(postgres|postgresql|postgresql\+psycopg2)://")
 
 
 class SettingsError(RunError):
-    """The environment does not name a database; the message holds no part of what it says."""
+    """What the environment says can't be used; the message holds no part of a URL or a secret."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, exit_code=ExitCode.WRONG_USE, kind="SettingsError")
@@ -59,6 +59,18 @@ def connection_parameters(environment: Mapping[str, str]) -> dict[str, str]:
         name = "DATABASE_SECRET" if secret else "DATABASE_URL"
         raise SettingsError(f"{name} holds a character that PostgreSQL can't take, NUL or a lone surrogate: remove it.")
     return {"application_name": NAME, **KEEPALIVES, **read}
+
+
+def contract_follows(environment: Mapping[str, str]) -> bool:
+    """Whether a contract step comes later, as MIGRATION_CONTRACT_FOLLOWS says.
+
+    Raises:
+        SettingsError: it is neither true nor false.
+    """
+    value = environment.get("MIGRATION_CONTRACT_FOLLOWS") or "false"
+    if value not in ("true", "false"):
+        raise SettingsError(f"MIGRATION_CONTRACT_FOLLOWS is {value!r}, but must be 'true' or 'false'.")
+    return value == "true"
 
 
 def service_login(environment: Mapping[str, str]) -> tuple[str, str] | None:

@@ -14,7 +14,7 @@ from migration_runner.database import REASONS_TO_WAIT
 
 DOCUMENT = CLONE / "docs" / "FAILURES.md"
 # Where the sentence is among the arguments, if it is not the first one.
-POSITIONS = {"wrong_use": 1, "Refusal": 3, "cannot_reopen": 0}
+POSITIONS = {"wrong_use": 1, "Refusal": 3, "cannot_reopen": 0, "damaged": 0}
 FEWEST_WORDS = 2
 
 

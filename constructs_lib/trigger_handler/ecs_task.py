@@ -233,14 +233,17 @@ class Tasks:
             "securityGroups": list(request.security_groups),
             "assignPublicIp": request.assign_public_ip,
         }
-        command = {"name": request.container, "command": list(request.command)}
+        override: dict[str, Any] = {"name": request.container, "command": list(request.command)}
+        if request.step == "contract":
+            # The newest of a family may be another release's, which then refuses to close what is not its own.
+            override["environment"] = [{"name": "MIGRATION_TARGET", "value": request.target}]
         try:
             return self._patiently(
                 run_task,
                 taskDefinition=request.task_definition,
                 launchType="FARGATE",
                 networkConfiguration={"awsvpcConfiguration": network},
-                overrides={"containerOverrides": [command] if request.command else []},
+                overrides={"containerOverrides": [override] if request.command else []},
                 startedBy=request.started_by,
                 clientToken=request.client_token(attempt),
             )

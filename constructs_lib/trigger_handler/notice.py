@@ -44,8 +44,9 @@ def _metrics(event: Mapping[str, Any], answer: Answer, now: float) -> dict[str, 
     units = {"Failures": "Count", "Duration": "Seconds", "OpenContracts": "Count"}
     if (seconds := answer.attributes.get("Duration", UNKNOWN)) != UNKNOWN:
         values["Duration"] = float(seconds)
-    contract = answer.attributes.get("Contract", OPEN if answer.alarming else UNKNOWN)
-    if is_of_contract(event) and contract != UNKNOWN:
+    # Also of the migration itself: no contract tells of what is open when a service has failed before it.
+    contract = answer.attributes.get("Contract", OPEN if is_of_contract(event) and answer.alarming else UNKNOWN)
+    if contract != UNKNOWN:
         values["OpenContracts"] = int(contract.startswith(OPEN))
     # A contract counts as its migration, whose alarm is to tell of both.
     stack_id, logical_id = migration_of(event)

@@ -190,8 +190,9 @@ def closed(outcome: Outcome) -> str:
 def left_open(why: str, where: str = "") -> str:
     """A contract that is still open: why, what that means, and what closes it."""
     meaning = (
-        "Nothing is broken: what is open works under its old and its new name. The next deployment closes it, or a "
-        "task of this release with the command: python -m migration_runner contract."
+        "Nothing is broken: what is open works under its old and its new name. The next deployment that changes the "
+        "image or a service closes it; at once: a task of this release with the command python -m migration_runner "
+        "contract."
     )
     return _joined(f"The contract is still open: {why}", where, meaning)
 

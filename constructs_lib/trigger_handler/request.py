@@ -19,7 +19,8 @@ class Service:
     Attributes:
         cluster: where it runs: name or ARN.
         arn: its own.
-        task_definition: that of the release: an ARN, or a name with or without a revision.
+        task_definition: that of the release: an ARN, or a name with or without a revision; empty for a service in
+            another stack than the contract, which can't know it.
     """
 
     cluster: str
@@ -107,7 +108,8 @@ class Request:
             step="contract" if is_of_contract(event) else "upgrade",
             command=tuple(properties.get("Command", ())),
             services=tuple(
-                Service(one["Cluster"], one["Service"], one["TaskDefinition"]) for one in properties.get("Services", [])
+                Service(one["Cluster"], one["Service"], one.get("TaskDefinition", ""))
+                for one in properties.get("Services", [])
             ),
             required=is_required(event),
         )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from request import Service, is_meant
+from request import Request, Service, is_meant
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,29 @@ class Obstacle:
     passes: bool
 
 
+def only_later(older: Request, newer: Request) -> str:
+    """Why it takes a later deployment to close the contract; empty when this one can.
+
+    Args:
+        older: what the deployment before has asked of the contract.
+        newer: what this one asks.
+    """
+    before = {one.arn: one for one in older.services}
+    gone = before.keys() - {one.arn for one in newer.services}
+    if gone:
+        # CloudFormation deletes what a deployment replaces or removes only when all else has succeeded.
+        name = before[min(gone)].name
+        return f"The service {name} is deleted only after this deployment; the next one closes the contract."
+    known = [(one.task_definition, before[one.arn].task_definition) for one in newer.services if one.arn in before]
+    unchanged = known and all(now and now == then for now, then in known)
+    if newer.fingerprint != older.fingerprint and unchanged:
+        return (
+            "The migrations have changed, but the task definition of no service, so what runs may be the code of an "
+            "older release."
+        )
+    return ""
+
+
 def deployment_obstacle(service: Service, described: Mapping[str, Any] | None) -> Obstacle | None:
     """What is wrong with the service's deployments; None when the release's is its only one, and done.
 
@@ -35,7 +58,7 @@ def deployment_obstacle(service: Service, described: Mapping[str, Any] | None) -
     newest = next((one for one in deployments if one["status"] == "PRIMARY"), None)
     if newest is None:
         return _goes_on(service)
-    if not is_meant(newest["taskDefinition"], service.task_definition):
+    if service.task_definition and not is_meant(newest["taskDefinition"], service.task_definition):
         runs, wanted = (name.rsplit("/", 1)[-1] for name in (newest["taskDefinition"], service.task_definition))
         return Obstacle(
             f"The service {service.name} runs {runs}, not {wanted} of this release: it was taken back, or changed by "
@@ -48,18 +71,18 @@ def deployment_obstacle(service: Service, described: Mapping[str, Any] | None) -
     return None if len(deployments) == 1 and _is_done(newest) else _goes_on(service)
 
 
-def older_tasks_obstacle(service: Service, tasks: Sequence[Mapping[str, Any]]) -> Obstacle | None:
+def older_tasks_obstacle(
+    service: Service, described: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]
+) -> Obstacle | None:
     """Tasks of other releases that have not stopped, and may serve requests until then; None when there are none.
 
     Args:
-        service: as the release has it.
+        service: as the release has it, which may know only the family of its task definition.
+        described: as ECS describes it, with its newest deployment.
         tasks: all of the service, as ECS describes them.
     """
-    older = [
-        task
-        for task in tasks
-        if task["lastStatus"] != "STOPPED" and not is_meant(task["taskDefinitionArn"], service.task_definition)
-    ]
+    newest = {one["taskDefinition"] for one in described["deployments"] if one["status"] == "PRIMARY"}
+    older = [task for task in tasks if task["lastStatus"] != "STOPPED" and task["taskDefinitionArn"] not in newest]
     if not older:
         return None
     return Obstacle(

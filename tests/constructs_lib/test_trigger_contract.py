@@ -225,6 +225,52 @@ def test_a_task_definition_may_be_known_by_its_family_alone() -> None:
     assert close(world, Services=services)["Data"]["Contract"] == "closed"
 
 
+def test_older_tasks_of_a_family_that_drain_are_waited_for() -> None:
+    world = world_with(Run(said=BRIDGED), Run(said=CLOSED))
+    upgrade(world)
+    began = world.clock
+    world.services[NAME] = Web(drained_at=began + 90)
+    services = [{**OLDER_SERVICES[0], "TaskDefinition": "dev-inventory-service"}]
+    assert close(world, Services=services)["Data"]["Contract"] == "closed"
+    assert world.clock - began >= 90
+
+
+def test_a_wait_asks_less_and_less_often_and_not_again_for_what_has_stopped() -> None:
+    world = world_with(Run(said=BRIDGED), Run(said=CLOSED))
+    upgrade(world)
+    world.services[NAME] = Web(drained_at=world.clock + 30)
+    world.services["slow"] = Web(drained_at=world.clock + 1200)
+    world.clock += 1
+    slow = other_service("slow")
+    older = {**OLDER_CONTRACT, "Services": [*OLDER_SERVICES, slow]}
+    newer = {**NEWER_CONTRACT, "Services": [*NEWER_CONTRACT["Services"], {**slow, "TaskDefinition": NEWER_WEB}]}
+    assert world.deliver("Update", "contract", older, **newer)["Data"]["Contract"] == "closed"
+    assert len(world.called("DescribeServices")) < 60 + 110 + 5
+    drained = [one for one in world.called("DescribeTasks") if f"{NAME}-old" in one["tasks"][0]]
+    # Every two seconds until it has stopped, and then once in each invocation.
+    assert len(drained) <= 15 + len(world.called("Invoke")) + 2
+
+
+def test_the_wait_leaves_the_task_a_fifth_of_the_timeout() -> None:
+    world = world_with(Run(said=BRIDGED), Run(seconds=340, said=CLOSED))
+    upgrade(world)
+    world.services[NAME] = Web(drained_at=world.clock + 1420)
+    assert close(world)["Data"]["Contract"] == "closed"
+
+
+def test_the_task_of_a_contract_refuses_an_image_of_another_release() -> None:
+    # given the newest of a family, which may be another release's when the contract's stack is deployed alone
+    world = world_with(Run(said=BRIDGED), Run(said=CLOSED), Run(said=REOPENED))
+    upgrade(world)
+    close(world)
+    begin_rollback(world)
+    contract_back(world)
+    overrides = [run["overrides"]["containerOverrides"] for run in world.called("RunTask")]
+    told = [one.get("environment") for (one,) in overrides[1:]]
+    # Whereas names are given back by any image that is new enough.
+    assert told == [[{"name": "MIGRATION_TARGET", "value": NEW}], None]
+
+
 def described(*deployments: dict[str, Any]) -> dict[str, Any]:
     return {"status": "ACTIVE", "deployments": list(deployments)}
 
@@ -265,7 +311,10 @@ def test_many_services_are_asked_for_ten_at_a_time() -> None:
         {"Cluster": CLUSTER, "Service": SERVICE.replace(NAME, name), "TaskDefinition": NEWER_WEB}
         for name in world.services
     ]
-    assert close(world, Services=services)["Data"]["Contract"] == "closed"
+    world.clock += 1
+    older = {**OLDER_CONTRACT, "Services": [{**one, "TaskDefinition": OLDER_WEB} for one in services]}
+    answer = world.deliver("Update", "contract", older, **{**NEWER_CONTRACT, "Services": services})
+    assert answer["Data"]["Contract"] == "closed"
     assert [len(call["services"]) for call in world.called("DescribeServices")] == [10, 10, 3]
 
 
@@ -273,7 +322,7 @@ def test_a_wait_longer_than_an_invocation_goes_on_in_the_next_with_the_same_dead
     world = world_with(Run(said=BRIDGED), Run(seconds=100, said=CLOSED))
     upgrade(world)
     began = world.clock
-    world.services[NAME] = Web(done_at=began + 1500, drained_at=began + 1560)
+    world.services[NAME] = Web(done_at=began + 1300, drained_at=began + 1360)
     assert close(world)["Data"]["Contract"] == "closed"
     assert 2 <= len(world.called("Invoke")) <= 4
     assert steps(world) == ["upgrade", "contract"]
@@ -310,8 +359,8 @@ def test_a_permission_that_is_missing_leaves_the_contract_open_and_is_named() ->
 # --- what keeps it open
 
 MEANING = (
-    "Nothing is broken: what is open works under its old and its new name. The next deployment closes it, or a task of "
-    "this release with the command: python -m migration_runner contract."
+    "Nothing is broken: what is open works under its old and its new name. The next deployment that changes the image "
+    "or a service closes it; at once: a task of this release with the command python -m migration_runner contract."
 )
 
 
@@ -402,8 +451,8 @@ def test_services_that_are_not_ready_in_time_leave_the_contract_open_in_time(web
     upgrade(world)
     began, world.services[NAME] = world.clock, Web(**web)
     answer = close(world, FailureTopic=TOPIC)
-    check_that_it_is_open(world, answer, f"The services have not been ready within 30 min. {why}")
-    assert 1800 <= world.clock - began < 1800 + 60
+    check_that_it_is_open(world, answer, f"The services have not been ready within 24 min. {why}")
+    assert 1440 <= world.clock - began < 1440 + 60
 
 
 def test_a_contract_that_takes_too_long_is_stopped_in_time() -> None:
@@ -465,15 +514,88 @@ def test_a_required_contract_whose_services_are_not_ready_fails_its_deployment()
     assert "runs dev-inventory-service:3, not dev-inventory-service:4" in answer["Reason"]
 
 
-def test_a_success_tells_the_metric_that_nothing_is_open_and_a_migration_tells_it_nothing(capsys: Any) -> None:
+def test_the_metric_tells_that_names_are_open_until_the_contract_is_closed(capsys: Any) -> None:
     world = world_with(Run(said=BRIDGED), Run(said=CLOSED))
     upgrade(world)
-    assert "OpenContracts" not in metrics(capsys)[0]
+    assert [line["OpenContracts"] for line in metrics(capsys)] == [1]
     close(world)
     (line,) = metrics(capsys)
     assert (line["Failures"], line["OpenContracts"]) == (0, 0)
     names = [one["Name"] for one in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]]
     assert sorted(names) == ["Duration", "Failures", "OpenContracts"]
+
+
+def test_the_metric_tells_what_a_service_that_has_failed_leaves_open(capsys: Any) -> None:
+    world = world_with(Run(said=BRIDGED))
+    upgrade(world)
+    begin_rollback(world)
+    capsys.readouterr()
+    migration_back(world)
+    assert [(line["Failures"], line["OpenContracts"]) for line in metrics(capsys)] == [(0, 1)]
+
+
+def test_an_upgrade_that_fails_tells_the_metric_nothing_that_it_does_not_know(capsys: Any) -> None:
+    world = world_with(Run(exit_code=1, said=FAILED))
+    upgrade(world)
+    assert ["OpenContracts" in line for line in metrics(capsys)] == [False]
+
+
+def other_service(name: str, task_definition: str = OLDER_WEB) -> dict[str, str]:
+    return {"Cluster": CLUSTER, "Service": SERVICE.replace(NAME, name), "TaskDefinition": task_definition}
+
+
+@pytest.mark.parametrize("required", ["false", "true"])
+@pytest.mark.parametrize(
+    "older", [[other_service("renamed")], [*OLDER_SERVICES, other_service("removed")]], ids=["renamed", "removed"]
+)
+def test_a_service_that_is_deleted_after_the_contract_keeps_it_open_until_the_next_deployment(
+    older: list[dict[str, str]], required: str
+) -> None:
+    # CloudFormation deletes it in its cleanup, so failing a deployment that requires the contract would never end
+    world = world_with(Run(said=BRIDGED), Run(said=CLOSED))
+    upgrade(world)
+    world.clock += 1
+    newer = {**NEWER_CONTRACT, "FailureTopic": TOPIC, "Required": required}
+    answer = world.deliver("Update", "contract", {**OLDER_CONTRACT, "Services": older}, **newer)
+    name = older[-1]["Service"].rpartition("/")[2]
+    why = f"The service {name} is deleted only after this deployment; the next one closes the contract."
+    check_that_it_is_open(world, answer, why)
+    assert steps(world) == ["upgrade"]
+    world.clock += 1
+    assert world.deliver("Update", "next", newer, **newer, Memory="more")["Data"]["Contract"] == "closed"
+
+
+@pytest.mark.parametrize("required", ["false", "true"])
+def test_a_release_that_changes_no_service_keeps_the_contract_open(required: str) -> None:
+    # given services with a tag such as :latest, or with an image of their own
+    world = world_with(Run(said=BRIDGED), web=Web(OLDER_WEB))
+    upgrade(world)
+    answer = close(world, Services=OLDER_SERVICES, FailureTopic=TOPIC, Required=required)
+    why = "The migrations have changed, but the task definition of no service, so what runs may be the code of an older"
+    check_that_it_is_open(world, answer, why)
+    assert steps(world) == ["upgrade"]
+
+
+def test_one_service_that_changes_is_enough_for_those_with_an_image_of_their_own() -> None:
+    world = world_with(Run(said=BRIDGED), Run(said=CLOSED))
+    upgrade(world)
+    world.clock += 1
+    world.services["own"] = Web(OLDER_WEB)
+    own = other_service("own")
+    older, newer = ({**one, "Services": [*one["Services"], own]} for one in (OLDER_CONTRACT, NEWER_CONTRACT))
+    assert world.deliver("Update", "contract", older, **newer)["Data"]["Contract"] == "closed"
+
+
+def test_a_service_in_another_stack_is_taken_as_ecs_has_it() -> None:
+    world = world_with(Run(said=BRIDGED), Run(said=CLOSED))
+    upgrade(world)
+    began = world.clock
+    world.services[NAME] = Web(done_at=began + 60, drained_at=began + 200)
+    abroad = [{"Cluster": CLUSTER, "Service": SERVICE}]
+    older, newer = ({**one, "Services": abroad} for one in (OLDER_CONTRACT, NEWER_CONTRACT))
+    world.clock += 1
+    assert world.deliver("Update", "contract", older, **newer)["Data"]["Contract"] == "closed"
+    assert world.clock - began >= 200
 
 
 # --- what comes twice, late or in between
