@@ -164,6 +164,7 @@ def test_what_waits_for_the_contract_is_no_cycle(data: Data, migrate: Migrate) -
         cdk.Fn.sub("It is ${it}.", {"it": cdk.Fn.ref("MigrationContractEF59195A")}),
         cdk.Fn.sub("${!Literal} ${MigrationContractEF59195A} ${it}", {"it": "there"}),
     ],
+    ids=["attribute", "variable", "resource"],
 )
 def test_a_reference_in_a_text_is_no_cycle_either(text: str, data: Data, migrate: Migrate) -> None:
     migrate().contract_after(data.service(data))
