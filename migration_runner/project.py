@@ -438,8 +438,6 @@ class Project:
         """What is done in transactions of its own, and then recorded with the version."""
 
         def run(**_: Any) -> None:
-            step.committed = True
-            self.half_done = step.revision.revision
             way()
             step.record = self._record_of(step)
 

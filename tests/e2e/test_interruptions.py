@@ -191,7 +191,7 @@ def test_an_older_release_over_a_newer_schema_is_refused_with_the_way_out(outdat
     for words in (
         "The database is ahead of this image: DatabaseAhead: The database is at 49871d03964c, which this image "
         "(newest: 48871d03964b) does not have.",
-        "python -m migration_runner downgrade 48871d03964b",
+        "Let a task of the newer image run: python -m migration_runner reopen 48871d03964b.",
     ):
         assert words in outdated.deployment.output
     assert outdated.task["containers"][0]["exitCode"] == 5
