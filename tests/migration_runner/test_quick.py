@@ -203,7 +203,7 @@ DIFFERENCES: dict[str, tuple[Callable[[Database, Project], object], int, str, st
     "no ledger": (sql("DROP SCHEMA migration_runner CASCADE"), 0, "bbbb", "adopted"),
     "open rename": (
         sql(
-            "ALTER TABLE a RENAME TO a__base; ALTER TABLE a__base ADD n int;"
+            "ALTER TABLE a RENAME TO a__base;"
             "CREATE VIEW a WITH (security_invoker) AS SELECT n, n AS m FROM a__base;"
             "INSERT INTO migration_runner.renames"
             " (version_table, revision, position, table_schema, table_name, old_name, new_name, of_table)"
