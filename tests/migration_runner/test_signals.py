@@ -104,6 +104,7 @@ def test_sigterm_ends_an_index_built_concurrently_and_the_next_run_builds_it_ane
     project.write("aaaa", None, INDEX)
     with transaction(database, WRITE), started(database, project=project.path) as runner:
         in_statement(database, "CREATE INDEX")
+        eventually(lambda: database.rows("SELECT 1 FROM pg_class WHERE relname = 't_id'"))
         # when it is told to stop
         outcome = stopped(runner, database)
         assert (outcome.exit_code, outcome.result["at"]) == (143, "base")
